@@ -1,0 +1,351 @@
+"""Files that survive crashes: atomic writes, append-only JSON lines, checksums and the lock of a folder.
+
+What a reader finds is always whole: a file is written beside its place, forced to the disk and moved in;
+a line that a crash cut off is dropped by the next reader and cleaned up by the next writer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cl_softcot.errors import UserError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as plain JSON data: what is not finite becomes None, since JSON has no NaN.
+
+    Takes mappings, sequences, sets (sorted), paths, dataclasses, pydantic models, and NumPy or torch scalars
+    and arrays.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_json_key(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return [jsonable(v) for v in sorted(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "model_dump"):
+        return jsonable(value.model_dump(mode="json"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays, without importing either
+        return jsonable(value.tolist())
+    raise TypeError(f"{type(value).__name__} is not JSON data: {value!r}")
+
+
+def _json_key(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, int | float) and not isinstance(key, bool):
+        return str(key)
+    raise TypeError(f"a JSON key must be text, not {type(key).__name__}: {key!r}")
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON text. Floats keep every bit (shortest form that reads back the same)."""
+    return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: if the file is missing, unreadable or not JSON (with line and column).
+    """
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}:{error.colno}") from None
+
+
+def read_jsonl(path: str | Path, *, missing_ok: bool = False) -> list[Any]:
+    """One value a line. A last line that a crash cut off is left out; empty lines are skipped.
+
+    Raises:
+        UserError: if the file is missing (unless `missing_ok`), or a line before the last is not JSON.
+    """
+    if missing_ok and not Path(path).exists():
+        return []
+    lines = _read_text(path).split("\n")  # not splitlines(): a JSON string may hold U+2028 and the like
+    values = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline behind it: the writer was killed in the middle
+                break
+            raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}") from None
+    return values
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        # A cut may fall inside a character; JSON's own check finds what matters.
+        return Path(path).read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden path inside the block into a `UserError`; other errors pass.
+
+    For writers that cannot use the functions of this module, such as safetensors' own.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise UserError(
+                "disk full: nothing could be written, and what was there before is intact",
+                where=str(path),
+                fix="Free some space (or move the folder with output_dir=PATH) and run the same command again.",
+            ) from error
+        if error.errno in _CANNOT_WRITE:
+            raise UserError(
+                f"cannot be written: {error.strerror}",
+                where=str(path),
+                fix="Check the path and its permissions, or write elsewhere with output_dir=PATH.",
+            ) from error
+        raise
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a whole file or nothing, and returns when it is on the disk. Makes the folder if needed.
+
+    Raises:
+        UserError: if the disk is full or the place cannot be written; the old content is intact then.
+    """
+    path = Path(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: its files are private (0600), and results are for others to read as well.
+        beside = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        try:
+            with open(beside, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write_bytes` for text, as UTF-8."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | Path, value: Any) -> None:
+    """`atomic_write_bytes` for data, indented for people; NaN becomes null (see `jsonable`)."""
+    atomic_write_text(path, dump_json(value, indent=2) + "\n")
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Forces a folder's list of names to the disk, so that a file moved into it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def append_jsonl(path: str | Path, value: Any) -> None:
+    """Adds one line and returns when it is on the disk. A torn last line is removed first.
+
+    Raises:
+        UserError: if the disk is full or the place cannot be written; earlier lines are intact then.
+    """
+    append_jsonl_many(path, [value])
+
+
+def append_jsonl_many(path: str | Path, values: Iterable[Any]) -> None:
+    """Adds a line per value with a single write and a single fsync (see `append_jsonl`)."""
+    data = "".join(dump_json(value) + "\n" for value in values).encode("utf-8")
+    if not data:
+        return
+    path = Path(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            with suppress(OSError):  # two writers of one file; where there are no locks, there is one writer
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            end = _mend_tail(descriptor)
+            try:
+                _write_all(descriptor, data)
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)  # and with it the lock
+        if is_new:
+            sync_folder(path.parent)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # the kernel may take less than it is given
+        view = view[os.write(descriptor, view) :]
+
+
+def _mend_tail(descriptor: int) -> int:
+    """Makes the file end with a newline and returns its size.
+
+    A last line without one is dropped when it was cut off, and completed when only the newline is missing
+    (a file edited by hand).
+    """
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        step = min(start, 65536)
+        start -= step
+        tail = os.pread(descriptor, step, start) + tail
+    tail = tail[tail.rfind(b"\n") + 1 :]
+    try:
+        # Half a number is a number too; only a closed object or list is surely complete.
+        complete = isinstance(json.loads(tail), dict | list)
+    except ValueError:
+        complete = False
+    if complete:
+        _write_all(descriptor, b"\n")
+        return size + 1
+    os.ftruncate(descriptor, size - len(tail))
+    return size - len(tail)
+
+
+# --- checksums and locks ---------------------------------------------------------------------------
+
+
+def sha256_of(source: str | Path | bytes | bytearray | memoryview) -> str:
+    """The SHA-256, in hex, of bytes or of a file's content (text is taken as a path).
+
+    Raises:
+        UserError: if the file is missing or unreadable.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return hashlib.sha256(source).hexdigest()
+    try:
+        with open(source, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=str(source)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(source)) from None
+
+
+class FolderLock:
+    """Only one process writes a folder at a time.
+
+    `with FolderLock(folder): ...` holds a kernel lock on `folder/.lock`. The kernel lets go of it when the
+    process ends, `kill -9` included, so that no stale lock ever has to be removed by hand. The file stays:
+    removing it would let two processes each lock their own. Forked children share their parent's lock.
+
+    Raises:
+        UserError: on entry, if another process (or another lock of this one) holds it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._descriptor: int | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / ".lock"
+
+    def __enter__(self) -> FolderLock:
+        if self._descriptor is not None:
+            raise RuntimeError(f"this lock is already held: {self.path}")
+        with explained(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take(descriptor)
+            with suppress(OSError):  # a full disk must not make the lock fail: the note is for people
+                note = {"pid": os.getpid(), "host": socket.gethostname()}
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, (dump_json(note) + "\n").encode(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by close alone: forked children hold copies
+        os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing this folder{self._holder(descriptor)}",
+                where=str(self.folder),
+                fix="Wait for it or stop it, or write to another folder with output_dir=PATH.",
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"this file system has no file locks ({error.strerror}), so two runs could mix their files",
+                where=str(self.folder),
+                fix="Write to a local folder with output_dir=PATH.",
+            ) from error
+
+    @staticmethod
+    def _holder(descriptor: int) -> str:
+        try:
+            note = json.loads(os.pread(descriptor, 4096, 0))
+            return f" (pid {note['pid']} on {note['host']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""

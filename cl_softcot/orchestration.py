@@ -1,0 +1,297 @@
+"""Running an experiment's runs side by side: worker processes, progress, trackers, and the table at the end.
+
+    parent   shows progress, sends logs to MLflow, writes summary.json and table.txt
+    worker   one core; takes one run after the other and keeps the models that they share
+
+Workers die with the parent, also when it is killed: two starts never write one folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing as mp
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from cl_softcot import one_run
+from cl_softcot.config import Experiment, fingerprint, run_fingerprint, to_data, to_yaml
+from cl_softcot.errors import UserError
+from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
+from cl_softcot.one_run import RunSpec
+from cl_softcot.trackers.console import ProgressDisplay, print_results, table_text
+from cl_softcot.trackers.event_log import EventLog, run_identity, run_tags
+from cl_softcot.trackers.results import load_results, order_like, palette
+
+# ------------------------------------------------------------------------------------------------------ in a worker
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any, parent: int) -> None:
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _die_with(parent)
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose parent was killed must not go on writing into a folder that nobody holds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def _work_on_base(config: Experiment, shared: Path) -> None:
+    one_run.measure_base(config, shared, lambda message: _messages.put({"run": "base", **message}))
+
+
+def _work_on_run(config: Experiment, spec: RunSpec, folder: Path, shared: Path, provenance: dict[str, Any]) -> None:
+    report = lambda message: _messages.put({"run": spec.key, **message})  # noqa: E731
+    one_run.run_one(config, spec, folder, shared, provenance, report)
+
+
+# ---------------------------------------------------------------------------------------------------- in the parent
+
+
+class Orchestration:
+    """One start of an experiment."""
+
+    def __init__(self, config: Experiment, specs: list[RunSpec], folder: Path, jobs: int, *, restart: bool):
+        self.config, self.specs, self.folder, self.jobs = config, specs, folder, jobs
+        self.shared = folder / "shared"
+        self.failed: dict[str, str] = {}
+        if restart:
+            for name in ("runs", "shared", "experiment.json", "config.yaml", "summary.json", "table.txt", "comparison.png"):
+                _remove(folder / name)
+        self._refuse_other_settings()
+        self._write_provenance()
+
+    def _run_folder(self, spec: RunSpec) -> Path:
+        return self.folder / "runs" / spec.key
+
+    def _refuse_other_settings(self) -> None:
+        """Numbers of different settings never mix in one folder."""
+        for spec in self.specs:
+            path = self._run_folder(spec) / "config.json"
+            if path.exists():
+                known = read_json(path).get("fingerprint")
+                if known != run_fingerprint(self.config, spec.method, spec.order, spec.seed):
+                    raise UserError(
+                        f"the run {spec.key} was started with other settings",
+                        where=str(path),
+                        fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
+                    )
+
+    def _write_provenance(self) -> None:
+        from cl_softcot.run import versions
+
+        self.provenance = {"versions": versions(), "revision": _revision()}
+        atomic_write_text(self.folder / "config.yaml", to_yaml(self.config))
+        record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
+        atomic_write_json(self.folder / "experiment.json", record)
+        colors = palette(m.name for m in self.config.methods)
+        for spec in self.specs:
+            folder = self._run_folder(spec)
+            identity = run_fingerprint(self.config, spec.method, spec.order, spec.seed)
+            if not (folder / "config.json").exists():
+                atomic_write_json(folder / "config.json", self._run_config(spec, identity))
+            method = self.config.method(spec.method)
+            log = EventLog(folder)
+            log.params(_params(self.config, spec) | {f"versions.{k}": v for k, v in self.provenance["versions"].items()})
+            log.tags(
+                run_tags(
+                    experiment=self.config.name,
+                    method=spec.method,
+                    order=spec.order,
+                    seed=spec.seed,
+                    tasks=self.config.orders[spec.order],
+                    identity=run_identity(identity, spec.method, spec.order, spec.seed),
+                    color=colors[spec.method],
+                    reasoning=method.reasoning.name,
+                    strategy=method.strategy.name,
+                    per_task=method.per_task.routing if method.per_task else None,
+                    mlflow_experiment=self.config.tracking.experiment,
+                )
+            )
+
+    def _run_config(self, spec: RunSpec, identity: str) -> dict[str, Any]:
+        data = to_data(self.config)
+        method = next(m for m in data["methods"] if m["name"] == spec.method)
+        shared = {k: v for k, v in data.items() if k not in ("methods", "orders", "seeds", "output_dir", "tracking")}
+        run = {"method": method, "order": spec.order, "tasks_in_order": self.config.orders[spec.order], "seed": spec.seed}
+        return {"fingerprint": identity, **run, "experiment": shared}
+
+    # ------------------------------------------------------------------------------------------------------- running
+
+    def go(self) -> int:
+        """Runs what is not finished; returns the exit status."""
+        todo = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
+        with ProgressDisplay([spec.key for spec in self.specs]) as display:
+            self._sender = self._start_mlflow(display)
+            for spec in self.specs:
+                if self._sender:
+                    self._sender.poke(self._run_folder(spec))
+                if spec not in todo:
+                    display.update({"run": spec.key, "phase": "kept"})
+            if todo:
+                self._run_all(todo, display)
+            results = self._conclude()
+            unsent = self._sender.close(60.0) if self._sender else []
+        self._print(results, unsent)
+        return 1 if self.failed else 0
+
+    def _start_mlflow(self, display: ProgressDisplay) -> Any:
+        if not self.config.tracking.mlflow:
+            return None
+        from cl_softcot.trackers.mlflow import MLflowSender
+
+        return MLflowSender(experiment=self.config.tracking.experiment, say=display.say)
+
+    def _run_all(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
+        context = mp.get_context("spawn")
+        messages = context.Queue()
+        pump = threading.Thread(target=self._pump, args=(messages, display), daemon=True)
+        pump.start()
+        pool = ProcessPoolExecutor(self.jobs, context, _start_worker, (messages, os.getpid()))
+        try:
+            pool.submit(_work_on_base, self.config, self.shared).result()
+            waiting = {pool.submit(_work_on_run, self.config, s, self._run_folder(s), self.shared, self.provenance): s for s in todo}
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._note_end(future, waiting.pop(future), display)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died; the system may have run out of memory", fix="run the same command again, with a smaller --jobs"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            messages.put(None)
+            pump.join(5)
+
+    def _pump(self, messages: Any, display: ProgressDisplay) -> None:
+        """Messages of the workers: numbers that were logged go to MLflow, the rest to the display."""
+        while True:
+            try:
+                message = messages.get(timeout=1.0)
+            except queue.Empty:
+                display.pulse()
+                continue
+            except (EOFError, OSError):
+                return
+            if message is None:
+                return
+            if "logged" in message:
+                if self._sender:
+                    self._sender.poke(message["logged"])
+            else:
+                display.update(message)
+
+    def _note_end(self, future: Future, spec: RunSpec, display: ProgressDisplay) -> None:
+        error = future.exception()
+        if error is None:
+            display.update({"run": spec.key, "phase": "finished"})
+            return
+        if isinstance(error, BrokenProcessPool):
+            raise error
+        if isinstance(error, UserError):
+            reason = str(error)
+        else:  # a bug of ours: the whole story goes to a file, one line to the terminal
+            path = self._run_folder(spec) / "error.txt"
+            path.write_text("".join(traceback.format_exception(error)))
+            reason = f"{type(error).__name__}: {error} (see {path})"
+        self.failed[spec.key] = reason
+        display.update({"run": spec.key, "phase": "failed", "text": reason})
+
+    # ---------------------------------------------------------------------------------------------------- conclusion
+
+    def _conclude(self) -> list[dict[str, Any]]:
+        wanted = {spec.key for spec in self.specs}
+        results = [r for r in load_results(self.folder) if Path(r["_folder"]).name in wanted] if (self.folder / "runs").exists() else []
+        results = order_like(results, [m.name for m in self.config.methods])
+        if results:
+            from cl_softcot.trackers.figures import draw_experiment
+
+            atomic_write_text(self.folder / "table.txt", table_text(results, failed=self._failed_methods(results)))
+            keys = ("method", "order", "seed", "summary", "cost")
+            last = [{k: r[k] for k in keys} | {"retention": _last(r, "retention"), "drift": _last(r, "drift")} for r in results]
+            atomic_write_json(self.folder / "summary.json", {"results": last, "failed": self.failed})
+            draw_experiment(results, self.folder)
+        return results
+
+    def _failed_methods(self, results: list[dict[str, Any]]) -> dict[str, str]:
+        finished = {r["method"] for r in results}
+        return {key.split(".")[0]: reason for key, reason in self.failed.items() if key.split(".")[0] not in finished}
+
+    def _print(self, results: list[dict[str, Any]], unsent: list[Path]) -> None:
+        print()
+        if results:
+            print_results(results, failed=self._failed_methods(results))
+        for key, reason in self.failed.items():
+            print(f"\nfailed: {key}: {reason}")
+        print(f"\nEverything is in {self.folder}/ (table.txt, comparison.png, runs/<run>/result.json)")
+        if self._sender:
+            from cl_softcot.trackers.console import experiment_note
+            from cl_softcot.trackers.mlflow import how_to_look, later, send_note
+
+            last = self._sender.last
+            if last and results:
+                send_note(experiment_note(results, failed=self._failed_methods(results)), last.experiment_id, last.uri)
+            if last:
+                print(how_to_look(last.uri, last.experiment_id))
+            if unsent:
+                print(f"{len(unsent)} runs did not reach MLflow. {later(self.folder)}")
+
+
+def _last(result: dict[str, Any], section: str) -> dict[str, Any]:
+    return {view: rows[-1] for view, rows in result[section].items() if view != "families"}
+
+
+def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
+    """What a person compares runs by."""
+    method = config.method(spec.method)
+    return {
+        "method": spec.method,
+        "order": spec.order,
+        "seed": spec.seed,
+        "backbone": config.backbone.path,
+        "assistant": config.assistant.path if config.assistant else "none",
+        "reasoning": method.reasoning.model_dump(mode="json"),
+        "strategy": method.strategy.model_dump(mode="json"),
+        "per_task": method.per_task.routing if method.per_task else "none",
+        "plugins": ", ".join(plugin.name for plugin in method.plugins) or "none",
+        "train": config.train_for(method).model_dump(mode="json"),
+        "evaluate.split": config.evaluate.split,
+        "evaluate.test": config.evaluate.test,
+    }
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _revision() -> str | None:
+    """Git revision of the code that runs, '+dirty' with local changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = lambda *a: subprocess.run(["git", "-C", here, *a], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: E731
+        return git("rev-parse", "HEAD").strip() + ("+dirty" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,159 @@
+"""All that evaluation and metrics see of a method: it answers questions, and tells how it would continue given text."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cl_softcot.models.decoding import Generation, generate
+from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.reasoning.base import Encoded, Parts, Reasoning
+from cl_softcot.reasoning.cot import Cot
+
+if TYPE_CHECKING:
+    from cl_softcot.tasks.base import Example
+
+
+class Policy(Protocol):
+    """What answers.
+
+    ``head(hidden_ND)`` gives the logits [N, V] of states that ``hidden_states`` returned.
+    """
+
+    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]: ...
+
+    def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]: ...
+
+    def head(self, hidden_ND: Tensor) -> Tensor: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def fingerprint_for(self, example: Example) -> str: ...
+
+
+class MethodPolicy:
+    """A method as it is now. Make a new one after every turn: fingerprints are taken once.
+
+    Args:
+        strategy: whose adapters count; None: the backbone's weights as they are.
+        weights_alone: the bare weights in plain chain of thought, without anything that the method brings.
+    """
+
+    def __init__(self, parts: Parts, strategy: Any | None, *, batch_size: int = 256, weights_alone: bool = False):
+        self.parts = dataclasses.replace(parts, reasoning=Cot()) if weights_alone else parts
+        self.strategy = strategy
+        self.batch_size = batch_size
+        self.weights_alone = weights_alone
+        self._fingerprint: str | None = None
+
+    @torch.no_grad()
+    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:
+        """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed."""
+        sample = None
+        if sample_seed is not None:
+            sample = torch.Generator(self.parts.backbone.device).manual_seed(sample_seed)
+        with self._answering():
+            encoded = self._encode(examples)
+            return generate(self.parts.reasoning, self.parts, encoded, max_new_tokens, sample=sample, batch_size=self.batch_size)
+
+    @torch.no_grad()
+    def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each example the states [T_i, D] that predict each of the T_i tokens of its continuation."""
+        backbone, reasoning = self.parts.backbone, self.parts.reasoning
+        encoded = [
+            dataclasses.replace(e, target_ids=list(map(int, c)) or [backbone.eos_id])
+            for e, c in zip(self._encode(examples), continuations, strict=True)
+        ]
+        for e in encoded:
+            backbone.text.check_fits(e.example.id, len(e.prefix_ids), len(e.target_ids))
+        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].prefix_ids), len(encoded[i].target_ids), i))
+        states: dict[int, Tensor] = {}
+        with self._answering():
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                batch = reasoning.collate([encoded[i] for i in rows]).to(backbone.device)
+                hidden_BTD = reasoning.predict(self.parts, batch)
+                states.update((i, h_TD[: len(continuations[i])].clone()) for i, h_TD in zip(rows, hidden_BTD, strict=True))
+        return [states[i] for i in range(len(encoded))]
+
+    @torch.no_grad()
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V]."""
+        return self.parts.backbone.logits(hidden_ND)
+
+    @property
+    def eos_id(self) -> int:
+        """The end-of-text token: to stop is a choice too, and drift measures it."""
+        return self.parts.backbone.eos_id
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal weights and an equal way of answering."""
+        if self._fingerprint is None:
+            # Hashing a large frozen backbone again and again would take minutes.
+            changed = self.strategy is None or self.strategy.changes_backbone
+            weights = self.parts.backbone.weights_sha256() if changed else self.parts.backbone.fingerprint
+            brought = {} if self.strategy is None or self.weights_alone else brought_along(self.parts, self.strategy)
+            self._fingerprint = answering_fingerprint(weights, self.parts.reasoning, brought)
+        return self._fingerprint
+
+    def fingerprint_for(self, example: Example) -> str:
+        return self.fingerprint
+
+    def _encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        reasoning, text = self.parts.reasoning, self.parts.backbone.text
+        reasoning.register(self.parts, examples)
+        # Any draw among stages belongs to training: the stage that is evaluated is fixed.
+        phase, rng = reasoning.final_phase(), random.Random(0)
+        encoded = [reasoning.encode(text, example, phase, rng) for example in examples]
+        return encoded
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        self.parts.backbone.model.eval()
+        self.parts.reasoning.eval()
+        context = contextlib.nullcontext()
+        if self.strategy is not None:
+            switch = self.strategy.weights_alone if self.weights_alone else self.strategy.as_used
+            context = switch(self.parts)
+        with context:
+            yield
+
+
+class BasePolicy(MethodPolicy):
+    """Plain zero-shot chain of thought of a model as it is."""
+
+    def __init__(self, backbone: LanguageModel, *, batch_size: int = 256, reasoning: Reasoning | None = None):
+        super().__init__(Parts(backbone, None, reasoning or Cot()), None, batch_size=batch_size)
+
+
+def brought_along(parts: Parts, strategy: Any) -> dict[str, Tensor]:
+    """The trained tensors that are not the backbone's own weights: adapters, and what the reasoning owns."""
+    tensors = strategy.tensors(parts)
+    return {n: t for n, t in tensors.items() if not n.startswith("backbone.") or ".lora_" in n}
+
+
+def answering_fingerprint(weights_sha256: str, reasoning: Reasoning, brought: dict[str, Tensor]) -> str:
+    """Hash of weights, way of thinking and everything that is brought along."""
+    settings = reasoning.settings.model_dump_json() if hasattr(reasoning.settings, "model_dump_json") else "{}"
+    digest = hashlib.sha256(f"{weights_sha256}|{type(reasoning).__name__}|{settings}".encode())
+    digest.update(tensors_sha256(brought).encode())
+    return digest.hexdigest()
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """Hash of named tensors; the order of names does not count."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

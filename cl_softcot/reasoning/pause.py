@@ -1,0 +1,47 @@
+"""Pause tokens (arXiv 2310.02226): more positions to compute in, but nothing is carried over from one to the next.
+
+<bot> <pause> x N | answer A <eos>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cl_softcot.models.decoding import State
+from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings, first_column
+
+if TYPE_CHECKING:
+    from cl_softcot.tasks.base import Example
+
+
+class Pause(Reasoning):
+    """Reads the question and N trained pause tokens, and writes the answer."""
+
+    class Settings(ReasoningSettings):
+        pauses: int = Field(4, ge=0, description="N, pause tokens before the answer")
+
+    instruction = "direct"
+    where = "after_turn"
+    owns_parts = True
+
+    def build(self, parts: Parts, seed: int) -> None:
+        row = parts.backbone.embed(torch.tensor(parts.backbone.special["pause"], device=parts.backbone.device))
+        self.pause_D = nn.Parameter(row.detach().float().clone())
+
+    def thoughts(self, stage: int) -> list[str]:
+        return ["pause"] * self.settings.pauses
+
+    def steps_written(self, example: Example, stage: int) -> Sequence[str]:
+        return ()
+
+    def prefix(self, parts: Parts, batch: Batch, edit: Edit | None, room: int | None) -> tuple[State, Tensor, Tensor]:
+        pauses_BT = self.marked(parts, batch, "pause")
+        inputs_BTD = self.embed(parts, batch["prefix_BT"])
+        inputs_BTD = torch.where(pauses_BT[..., None], self.pause_D.to(inputs_BTD.dtype), inputs_BTD)
+        state = self.empty_state(parts, batch, room)
+        return self.skip_gradients(parts, state, inputs_BTD, batch["prefix_mask_BT"], first_column(pauses_BT))

@@ -1,0 +1,102 @@
+"""SoftCoT (arXiv 2502.12134): a small frozen assistant thinks for the backbone, a projector translates.
+
+    assistant   instruction, question, <slot> x N       ->  s_1 ... s_N, its last hidden states AT the slots
+    backbone    instruction, question, t_1 ... t_N <bot> | steps, answer          with t_k = W s_k + b
+
+Only W and b are trained (with ``frozen_backbone``). Two controls take the place of the assistant: one with random weights, and
+N free vectors t_k that are the same for every question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from cl_softcot.errors import UserError
+from cl_softcot.models.assistant import AssistantStates
+from cl_softcot.models.decoding import State
+from cl_softcot.models.projector import Projector
+from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings, first_column
+
+if TYPE_CHECKING:
+    from cl_softcot.tasks.base import Example
+
+
+class Softcot(Reasoning):
+    """Reads the question and N soft thoughts at the end of the user's turn, writes all steps and the answer."""
+
+    class Settings(ReasoningSettings):
+        soft_thoughts: int = Field(4, ge=1, description="N, slots for soft thoughts")
+        projector: Literal["linear", "mlp"] = Field("linear", description="the map from the assistant's width to the backbone's")
+        hidden: int | None = Field(None, ge=1, description="hidden size of the mlp; default: the backbone's width")
+        source: Literal["assistant", "random", "free"] = Field(
+            "assistant", description="'random': the assistant with random weights; 'free': trained vectors without an assistant"
+        )
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Softcot.Settings:
+            if self.hidden is not None and self.projector != "mlp":
+                raise ValueError("hidden: only with projector: mlp")
+            return self
+
+    owns_parts = True
+
+    @classmethod
+    def needs_assistant(cls, settings: Settings) -> bool:
+        return settings.source != "free"
+
+    def build(self, parts: Parts, seed: int) -> None:
+        settings, backbone = self.settings, parts.backbone
+        std = backbone.embedding_std()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if settings.source == "free":
+                self.free_KD = nn.Parameter((torch.randn(settings.soft_thoughts, backbone.width) * std).to(backbone.device))
+                return
+            states = self._build_states(parts, seed)
+            hidden = (settings.hidden or backbone.width) if settings.projector == "mlp" else None
+            self.projector = Projector(states.assistant.width, backbone.width, hidden).to(backbone.device)
+        # Thoughts start out at the scale of what the backbone is used to read.
+        self.projector.calibrate(states.typical().to(backbone.device), std)
+
+    def _build_states(self, parts: Parts, seed: int) -> AssistantStates:
+        if parts.assistant is None:
+            raise UserError(
+                f"softcot with source: {self.settings.source} needs an assistant",
+                fix="give 'assistant: builtin:tiny-assistant' in the experiment, or set source: free",
+            )
+        if self.settings.source == "random":
+            self._states = AssistantStates(parts.assistant.randomised(seed), self.settings.soft_thoughts)
+        else:
+            self._states = parts.states
+            self._states.reserve(self.settings.soft_thoughts)
+        return self._states
+
+    def register(self, parts: Parts, examples: Sequence[Example]) -> None:
+        if self.settings.source != "free":
+            self._states.register(self._states.prompt_ids(e.question, self.instruction) for e in examples)
+
+    def thoughts(self, stage: int) -> list[str]:
+        return ["slot"] * self.settings.soft_thoughts
+
+    def soft_thoughts(self, batch: Batch) -> Tensor:
+        """The thoughts of a batch, [B, K, D] in fp32."""
+        if self.settings.source == "free":
+            return self.free_KD.expand(len(batch), -1, -1)
+        prompts = [self._states.prompt_ids(e.example.question, self.instruction) for e in batch["encoded"]]
+        states_BKA = self._states.states(prompts, self.settings.soft_thoughts)
+        return self.projector(states_BKA.to(self.projector.outer.weight.device))
+
+    def prefix(self, parts: Parts, batch: Batch, edit: Edit | None, room: int | None) -> tuple[State, Tensor, Tensor]:
+        thoughts_BKD = self.soft_thoughts(batch)
+        thoughts_BKD = thoughts_BKD if edit is None else edit(thoughts_BKD)
+        slots_BT = self.marked(parts, batch, "slot")
+        inputs_BTD = self.embed(parts, batch["prefix_BT"])
+        # Every row has K slots, in order: rows and thoughts are filled in the same order.
+        inputs_BTD = inputs_BTD.masked_scatter(slots_BT[..., None], thoughts_BKD.to(inputs_BTD.dtype))
+        state = self.empty_state(parts, batch, room)
+        return self.skip_gradients(parts, state, inputs_BTD, batch["prefix_mask_BT"], first_column(slots_BT))

@@ -1,0 +1,253 @@
+"""Finds plug-ins by name: a task, a way of thinking or a strategy is one file, found by the file's name.
+
+`graph` is the one task that `cl_softcot/tasks/graph.py` defines; `my_package.my_module:MyClass` names any class that
+Python can import from the folder where the command runs. The engine imports nothing pluggable otherwise, so adding
+one never means touching it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+from cl_softcot.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where the plug-ins of one kind live, and what each must have."""
+
+    package: str
+    base: str  # name of the base class in `<package>.base`
+    needs: tuple[str, ...]  # what a class named by `package.module:Class` must have, whatever it inherits
+
+
+KINDS: Mapping[str, Kind] = {
+    "task": Kind("cl_softcot.tasks", "Task", ("examples", "judge")),
+    "reasoning": Kind("cl_softcot.reasoning", "Reasoning", ("encode", "loss")),
+    "strategy": Kind("strategies", "Strategy", ("trainable",)),
+}
+
+# Avalanche's plug-ins are offered by the file that is allowed to import avalanche, as a dict of name -> class.
+_AVALANCHE = "cl_softcot.learning"
+
+# Keys of the YAML that stand beside a plug-in's own settings.
+_RESERVED = {"task": {"name", "task"}}
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def find(kind: str, name: str) -> type:
+    """The class of a plug-in.
+
+    Args:
+        kind: 'task', 'reasoning', 'strategy' or 'plugin' (of Avalanche).
+        name: a known name, or `package.module:Class`.
+
+    Raises:
+        UserError: if there is none (the nearest name is told), it needs a package that is not installed, or it
+            is not what such a plug-in has to be.
+    """
+    if kind != "plugin" and kind not in KINDS:
+        raise ValueError(f"unknown kind of plug-in {kind!r}")
+    if ":" in name:
+        return _checked(kind, name, _by_path(kind, name))
+    if kind == "plugin":
+        return _avalanche_plugin(name)
+    if name == "base" or name not in _module_files(KINDS[kind].package):
+        raise _unknown(kind, name)
+    return _checked(kind, name, _only_class(kind, name))
+
+
+def known(kind: str) -> list[str]:
+    """The names that `find` knows, sorted. Nothing is imported, except for Avalanche's plug-ins."""
+    if kind == "plugin":
+        return sorted(getattr(_import(kind, "its list", _AVALANCHE), "PLUGINS", {}))
+    parsed = {name: _classes_in(path) for name, path in _module_files(KINDS[kind].package).items()}
+    bases = {cls: above for classes in parsed.values() for cls, above in classes.items()}
+
+    def descends(cls: str, seen: frozenset[str] = frozenset()) -> bool:
+        above = bases.get(cls, ())
+        return KINDS[kind].base in above or any(descends(b, seen | {cls}) for b in above if b not in seen | {cls})
+
+    return sorted(
+        name for name, classes in parsed.items() if name != "base" and any(not c.startswith("_") and descends(c) for c in classes)
+    )
+
+
+def build_plugin(config: Mapping[str, Any], global_batch_size: int) -> Any:
+    """An Avalanche plugin from its entry in the YAML, made by the file that knows avalanche.
+
+    Raises:
+        UserError: if it is unknown, its arguments are wrong, or it cannot work here.
+    """
+    return _import("plugin", str(config["name"]), _AVALANCHE).build_plugin(config, global_batch_size)
+
+
+def _unknown(kind: str, name: str) -> UserError:
+    fix = "A class of your own is named package.module:Class, with a colon before the class." if "." in name else None
+    return UserError(f"unknown {kind} {name!r}{did_you_mean(name, known(kind))}", fix=fix)
+
+
+# --- by the file's name ----------------------------------------------------------------------------
+
+
+def _package_folder(package: str) -> Path | None:
+    """The folder of a package, without importing it."""
+    _see_working_folder()
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]) if places else None
+
+
+def _module_files(package: str) -> dict[str, Path]:
+    folder = _package_folder(package)
+    if folder is None:
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+
+
+def _classes_in(path: Path) -> dict[str, tuple[str, ...]]:
+    """Top-level classes of a source file, each with the last names of its bases."""
+    return _parse_classes(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _parse_classes(path: Path, changed_ns: int) -> dict[str, tuple[str, ...]]:
+    try:
+        module = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # importing it will tell more
+        return {path.stem: tuple(k.base for k in KINDS.values())}
+    return {node.name: tuple(_last_name(base) for base in node.bases) for node in module.body if isinstance(node, ast.ClassDef)}
+
+
+def _last_name(base: ast.expr) -> str:
+    """`Task` of `Task`, `base.Task` and `Task[int]`."""
+    return ast.unparse(base).split("[")[0].split(".")[-1]
+
+
+def _only_class(kind: str, name: str) -> type:
+    """The single public concrete subclass of the kind's base class that a module defines."""
+    package, base_name = KINDS[kind].package, KINDS[kind].base
+    base = getattr(_import(kind, name, f"{package}.base"), base_name)
+    module = _import(kind, name, f"{package}.{name}")
+    offered = [
+        cls
+        for attribute, cls in vars(module).items()
+        if inspect.isclass(cls)
+        and cls.__module__ == module.__name__
+        and attribute == cls.__name__  # an alias is not a second one
+        and not attribute.startswith("_")
+        and issubclass(cls, base)
+        and not inspect.isabstract(cls)
+    ]
+    if len(offered) == 1:
+        return offered[0]
+    if not offered and name not in known(kind):  # a helper beside the plug-ins
+        raise _unknown(kind, name)
+    names = ", ".join(cls.__name__ for cls in offered) or "none"
+    raise UserError(
+        f"the file of {kind} {name!r} should define one public {base_name} class; it defines {names}",
+        where=getattr(module, "__file__", None),
+        fix=f"Name the class: {module.__name__}:Class." if offered else f"Derive it from {package}.base.{base_name}.",
+    )
+
+
+# --- by path ---------------------------------------------------------------------------------------
+
+
+def _by_path(kind: str, name: str) -> type:
+    if not _PATH.fullmatch(name):
+        raise UserError(f"{name!r} does not name a {kind}", fix="A class of your own is named package.module:Class.")
+    module_name, _, class_name = name.partition(":")
+    module = _import(kind, name, module_name)
+    found = getattr(module, class_name, None)
+    if inspect.isclass(found):
+        return found
+    if found is not None:
+        raise UserError(f"{name} is not a class, so it cannot be a {kind}", where=getattr(module, "__file__", None))
+    classes = [n for n, c in vars(module).items() if inspect.isclass(c) and c.__module__ == module_name and n[0] != "_"]
+    raise UserError(
+        f"module {module_name!r} has no class {class_name!r}{did_you_mean(class_name, classes)}",
+        where=getattr(module, "__file__", None),
+    )
+
+
+def _see_working_folder() -> None:
+    """Console scripts and pytest, other than `python -m`, do not look for modules where they run."""
+    here = os.getcwd()
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)
+
+
+def _import(kind: str, name: str, module_name: str) -> ModuleType:
+    _see_working_folder()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        absent = error.name or ""
+        if absent and f"{module_name}.".startswith(f"{absent}."):
+            raise UserError(
+                f"{kind} {name!r}: there is no module {absent!r}",
+                fix="Run in the folder that holds it, or install its package.",
+            ) from None
+        raise UserError(
+            f"{kind} {name!r} needs the package {absent.split('.')[0]!r}, which is not installed",
+            fix=f"Install it: pip install {absent.split('.')[0]}",
+        ) from error
+    except Exception as error:  # a mistake in the plug-in's own code: its author needs the traceback
+        error.add_note(f"while importing {module_name} for {kind} {name!r}")
+        raise
+
+
+# --- checks ----------------------------------------------------------------------------------------
+
+
+def _checked(kind: str, name: str, cls: type) -> type:
+    """Says in words what a class lacks to be a plug-in of its kind."""
+    if kind == "plugin":
+        return cls
+    where = f"{cls.__module__}:{cls.__qualname__}"
+    lacks = [need for need in KINDS[kind].needs if not hasattr(cls, need)]
+    if lacks:
+        raise UserError(
+            f"{name!r} is not a {kind}: it has no {' and no '.join(lacks)}",
+            where=where,
+            fix=f"Derive it from {KINDS[kind].package}.base.{KINDS[kind].base}.",
+        )
+    settings = getattr(cls, "Settings", None)
+    if not (inspect.isclass(settings) and issubclass(settings, BaseModel)):
+        raise UserError(f"{kind} {name!r} has no nested class Settings (a pydantic model)", where=where)
+    clash = sorted(_RESERVED.get(kind, {"name"}) & set(settings.model_fields))
+    if clash:
+        raise UserError(
+            f"{kind} {name!r} has a setting called {clash[0]!r}, which the YAML uses for something else",
+            where=where,
+        )
+    return cls
+
+
+def _avalanche_plugin(name: str) -> type:
+    plugins: Mapping[str, type] = getattr(_import("plugin", name, _AVALANCHE), "PLUGINS", {})
+    if name not in plugins:
+        raise UserError(
+            f"unknown plugin {name!r}{did_you_mean(name, plugins)}",
+            fix="A class of your own, or one of Avalanche's, is named package.module:Class.",
+        )
+    return plugins[name]

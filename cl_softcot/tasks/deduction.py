@@ -1,0 +1,55 @@
+"""Deduction along a chain of rules, as in ProntoQA (arXiv 2210.01240): is a claim about somebody true or false?
+
+ProntoQA's shortcut (believe the rule whose subject is mentioned elsewhere: 10,000 of 10,000) cannot work here: the
+opposite property sits at the end of a second person's chain of the same length, so that the rule which decides is found
+only by following the chain of the person who is asked about.
+"""
+
+from __future__ import annotations
+
+import random
+
+from pydantic import Field
+
+from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.words import CONCEPTS, PEOPLE, PROPERTIES
+
+_ANSWERS = {"true_false": ("true", "false"), "yes_no": ("yes", "no")}
+
+
+class Settings(SyntheticSettings):
+    hops: int | list[int] = Field([1, 2, 3, 4], description="rules from the person's concept to the property")
+    distractors: int | list[int] = Field([0, 1], description="further rules about another property, in each chain")
+
+
+class Deduction(SyntheticTask):
+    family = "deduction"
+    conventions = {"true_false": "true or false", "yes_no": "yes or no"}
+    Settings = Settings
+
+    def draft(self, rng: random.Random, convention: str) -> Draft:
+        hops, distractors = choose(rng, self.settings.hops), choose(rng, self.settings.distractors)
+        concepts = rng.sample(CONCEPTS, 2 * hops)
+        asked, other = rng.sample(PROPERTIES, 2)
+        people = rng.sample(PEOPLE, 2)
+        negated = rng.random() < 0.5
+        chains = [concepts[:hops], concepts[hops:]]
+        rules = []
+        for chain, negative in zip(chains, (negated, not negated), strict=True):
+            rules += [f"{a} is {b}" for a, b in zip(chain, chain[1:], strict=False)]
+            rules.append(f"{chain[-1]} is {_said(asked, negative)}")
+            rules += [f"{rng.choice(chain)} is {_said(other, rng.random() < 0.5)}" for _ in range(distractors)]
+        rng.shuffle(rules)
+        places = [f"{person} is {chain[0]}" for person, chain in zip(people, chains, strict=True)]
+        rng.shuffle(places)
+        claim_negated = rng.random() < 0.5
+        claim = f"{people[0]} is {_said(asked, claim_negated)}"
+        question = " . ".join(rules + places) + f" . claim {claim} ?"
+        steps = [f"{people[0]} is {concept}" for concept in chains[0]] + [f"{people[0]} is {_said(asked, negated)}"]
+        answer = _ANSWERS[convention][0 if claim_negated == negated else 1]
+        key = "|".join([*sorted(rules), *sorted(places), claim])
+        return Draft(question, tuple(steps), answer, key, {"hops": hops})
+
+
+def _said(prop: str, negated: bool) -> str:
+    return f"not {prop}" if negated else prop

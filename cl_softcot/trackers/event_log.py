@@ -1,0 +1,261 @@
+"""The event log of a run: every number goes to `events.jsonl` on the disk before it goes anywhere else.
+
+One JSON line an event: `{"time": ms, "kind": ..., "step": ..., "data": ...}`. Kinds are `log` (the first line:
+the log's own id), `params`, `tags`, `metrics`, `artifact` and `status`. Each line is on the disk when the call
+returns, so that a killed run loses nothing, and what the log already holds is not logged again, so that a
+resumed run may simply repeat itself.
+
+The functions at the end are the one home of the names under which trackers show a run's numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cl_softcot.errors import UserError
+from cl_softcot.files import append_jsonl, read_jsonl
+
+FILE_NAME = "events.jsonl"
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")  # MLflow's words
+
+
+class EventLog:
+    """Appends events to `run_folder/events.jsonl`.
+
+    Opening a folder that has a log goes on with it: a (step, key) pair, a parameter, a tag or an artifact that
+    the log already holds is skipped. One process at a time writes a log.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, run_folder: str | Path):
+        self.folder = Path(run_folder)
+        self.path = self.folder / FILE_NAME
+        self._metrics: set[tuple[int, str]] = set()
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._artifacts: set[str] = set()
+        self._status: str | None = None
+        events = read_events(self.folder)
+        for event in events:
+            self._remember(event)
+        if not events:
+            # The id tells this log from one that an earlier start wrote into the same folder, or that the same
+            # configuration wrote into another: their numbers must not be mixed in one line of a chart.
+            self._append("log", {"schema": 1, "id": secrets.token_hex(6)})
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Settings, flattened to dotted keys. The first value of a key stays: parameters never change."""
+        new = {k: v for k, v in flatten(params).items() if k not in self._params}
+        self._append("params", new)
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Labels to search and group by; a new value replaces the old one."""
+        texts = {str(k): _text(v) for k, v in tags.items() if v is not None}
+        self._append("tags", {k: v for k, v in texts.items() if self._tags.get(k) != v})
+
+    def metrics(self, step: int, values: Mapping[str, float | None], time_ms: int | None = None) -> None:
+        """Numbers at a step. What is missing or not finite is left out (a chart cannot show it)."""
+        new = {
+            str(key): float(value)
+            for key, value in values.items()
+            if value is not None and math.isfinite(value) and (int(step), str(key)) not in self._metrics
+        }
+        self._append("metrics", new, step=int(step), time_ms=time_ms)
+
+    def artifact(self, path: str | Path) -> None:
+        """A file inside the run folder that trackers should keep, by its path relative to the folder.
+
+        A file that is written again later needs no second event: trackers compare contents.
+        """
+        relative = Path(path)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"an artifact's path is relative to the run folder, and inside it: {path}")
+        if relative.as_posix() not in self._artifacts:
+            self._append("artifact", relative.as_posix())
+
+    def status(self, status: str) -> None:
+        """How the run stands: RUNNING, FINISHED, FAILED or KILLED."""
+        if status not in STATUSES:
+            raise ValueError(f"status must be one of {STATUSES}, not {status!r}")
+        if status != self._status:
+            self._append("status", status)
+
+    def _append(self, kind: str, data: Any, *, step: int | None = None, time_ms: int | None = None) -> None:
+        if not data:
+            return
+        event = {"time": int(time.time() * 1000) if time_ms is None else int(time_ms), "kind": kind}
+        if step is not None:
+            event["step"] = step
+        event["data"] = data
+        append_jsonl(self.path, event)
+        self._remember(event)  # after the write: what failed to reach the disk may be tried again
+
+    def _remember(self, event: Mapping[str, Any]) -> None:
+        kind, data = event["kind"], event["data"]
+        if kind == "metrics":
+            self._metrics.update((event["step"], key) for key in data)
+        elif kind == "params":
+            self._params.update(data)
+        elif kind == "tags":
+            self._tags.update(data)
+        elif kind == "artifact":
+            self._artifacts.add(data)
+        elif kind == "status":
+            self._status = data
+
+
+def read_events(run_folder: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's log, in order; [] if there is none.
+
+    Raises:
+        UserError: if a line before the last is damaged.
+    """
+    path = Path(run_folder) / FILE_NAME
+    events = read_jsonl(path, missing_ok=True)
+    for number, event in enumerate(events, start=1):
+        if not (isinstance(event, dict) and {"time", "kind", "data"} <= event.keys()):
+            raise UserError("not an event of a run", where=f"{path}:{number}")
+    return events
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+def run_identity(config_fingerprint: str, method: str, order: str, seed: int) -> str:
+    """A short id of one run of an experiment: the same configuration, method, order and seed give the same."""
+    text = "\0".join([config_fingerprint, method, order, str(seed)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_tags(
+    *,
+    experiment: str,
+    method: str,
+    order: str,
+    seed: int,
+    tasks: Iterable[str],
+    identity: str,
+    color: str,
+    reasoning: str | None = None,
+    strategy: str | None = None,
+    per_task: str | None = None,
+    mlflow_experiment: str | None = None,
+) -> dict[str, str]:
+    """The tags that tie the flat runs of an experiment together, and give a method its colour in charts.
+
+    Args:
+        tasks: names in the order in which they are learned.
+        identity: from `run_identity`.
+        color: `#rrggbb`, from `results.palette`.
+        mlflow_experiment: the name to file the runs under, if it is not the experiment's own.
+    """
+    sequence = " > ".join(tasks)
+    name = f"{method} · seed {seed}" if order == "given" else f"{method} · {order} · seed {seed}"
+    tags = {
+        "experiment": experiment,
+        "sequence": sequence,
+        "method": method,
+        "order": order,
+        "seed": str(seed),
+        "reasoning": reasoning,
+        "strategy": strategy,
+        "per_task": per_task,
+        "cl_softcot.run": identity,
+        "cl_softcot.mlflow_experiment": mlflow_experiment,
+        "mlflow.runName": name,
+        "mlflow.runColor": color,
+        "mlflow.source.name": "cl_softcot",
+        "mlflow.note.content": f"**{method}** learns {sequence}, seed {seed}.",
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def row_metrics(result: Mapping[str, Any], row: int) -> dict[str, float]:
+    """The numbers of one row of a (possibly unfinished) result, by the names that trackers show.
+
+    Log them with `step = row`: step 0 is the base model, step i is after experience i. The part before the
+    first `/` becomes a section of MLflow's chart page, every name a chart in it with one line a run. Sections
+    are sorted by name, which is why integrity checks with the weights alone are in a section of their own.
+    """
+    metrics: dict[str, float | None] = {}
+    accuracy = result.get("accuracy") or {}
+    scores = _at(accuracy.get("matrix"), row) or []
+    metrics.update((f"accuracy/{task}", score) for task, score in zip(result["tasks"], scores, strict=False))
+    metrics["accuracy/mean of all tasks"] = _mean(scores)
+    metrics["accuracy/mean of learned tasks"] = _mean(scores[:row])
+    unanswered = _at(accuracy.get("unanswered"), row)
+    if unanswered and accuracy.get("n"):
+        metrics["accuracy/share unanswered"] = sum(unanswered) / sum(accuracy["n"])
+    used, alone = ((result.get("retention") or {}).get(view) for view in ("as_used", "weights_alone"))
+    for rows, prefix in ((used, "retention/"), (alone, "weights alone/retention ")):
+        values = _at(rows, row) or {}
+        metrics.update((f"{prefix}{key}", values.get(key)) for key in ("all", "same_family", "unrelated"))
+    families = (_at(used, row) or {}).get("families") or {}
+    metrics.update((f"retention/family {family}", score) for family, score in families.items())
+    used, alone = ((result.get("drift") or {}).get(view) for view in ("as_used", "weights_alone"))
+    for rows, prefix in ((used, "drift/"), (alone, "weights alone/drift ")):
+        values = _at(rows, row) or {}
+        # Names with a second slash would open a section for every direction.
+        metrics.update((prefix + key.replace("/", " "), value) for key, value in values.items() if "kl/" in key)
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a finished run that are one value each.
+
+    Log them once, with `step = 0`: MLflow draws a metric that only has a step 0 as one bar a run, and any
+    other as a line, even if it is a single point.
+    """
+    metrics = {
+        f"final/{key.replace('/', ' ')}": value for key, value in (result.get("summary") or {}).items() if _is_number(value)
+    }
+    retention = _at((result.get("retention") or {}).get("as_used"), -1) or {}
+    drift = _at((result.get("drift") or {}).get("as_used"), -1) or {}
+    for name, value in (("retention", retention.get("all")), ("drift", drift.get("forward_kl/general"))):
+        if value is not None:
+            metrics[f"final/{name} as used"] = value
+    costs = result.get("cost") or {}
+    return metrics | {f"resources/{key}": value for key, value in costs.items() if _is_number(value)}
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys with text values: `{"train": {"steps": 3}}` -> `{"train.steps": "3"}`."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{path}."))
+        elif value is not None:
+            flat[path] = _text(value)
+    return flat
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(v) for v in value)
+    return str(value)
+
+
+def _at(rows: Any, row: int) -> Any:
+    """`rows[row]`, or None where a run is not that far yet."""
+    try:
+        return rows[row] if rows else None
+    except IndexError:
+        return None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

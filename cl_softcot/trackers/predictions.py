@@ -1,0 +1,97 @@
+"""What a model wrote before and after the stream, side by side, as a page and as a table that MLflow shows."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cl_softcot.files import atomic_write_json, atomic_write_text, read_jsonl
+
+PER_TASK = 30
+PAGE, TABLE = "predictions.html", "predictions.json"
+# MLflow lists a table under "Evaluation" if this tag says that there is one
+TABLE_TAGS = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
+_COLUMNS = ("task", "question", "right answer", "base wrote", "base", "model wrote", "model")
+
+_STYLE = """body{font:14px system-ui,sans-serif;margin:16px;color:#222}table{border-collapse:collapse;width:100%;
+table-layout:fixed}td,th{border-bottom:1px solid #ddd;padding:5px 8px;text-align:left;vertical-align:top;
+overflow-wrap:anywhere}th{position:sticky;top:0;background:#fff}.right{background:#e3f4e6}.wrong{background:#fde4e1}
+.unanswered{background:#f3f0d7}td.a{width:auto;font-weight:600}h2{font-size:16px;margin:22px 0 6px}
+small{color:#666}col.q{width:32%}col.a{width:8%}"""
+
+
+def write_predictions(run_folder: str | Path, result: Mapping[str, Any]) -> list[Path]:
+    """Writes `predictions.html` and `predictions.json` into the run folder, from its `predictions/`.
+
+    Each has the first examples of every task and retention family, with the text written before the first
+    experience (row 0, the base) and after the last. Right answers that were lost come first.
+
+    Returns:
+        The files; [] if there are no predictions.
+    """
+    folder = Path(run_folder)
+    last = len(result["tasks"])
+    before, after = _read(folder, 0), _read(folder, last)
+    if not after:
+        return []
+    groups: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for key, new in after.items():
+        groups.setdefault(key[:2], []).append((before.get(key, {}), new))
+    chosen = {key: sorted(pairs[:PER_TASK], key=_lost_first) for key, pairs in groups.items()}
+    atomic_write_text(folder / PAGE, _page(result, groups, chosen))
+    rows = [_row(name, old, new) for (_, name), pairs in chosen.items() for old, new in pairs]
+    atomic_write_json(folder / TABLE, {"columns": list(_COLUMNS), "data": rows})
+    return [folder / PAGE, folder / TABLE]
+
+
+def _read(folder: Path, row: int) -> dict[tuple[str, str, str], dict[str, Any]]:
+    lines = read_jsonl(folder / "predictions" / f"row_{row}.jsonl", missing_ok=True)
+    return {(str(line.get("set", "task")), line["task"], str(line["id"])): line for line in lines}
+
+
+def _lost_first(pair: tuple[dict[str, Any], dict[str, Any]]) -> int:
+    """0: lost (right before, not right now), 1: won, 2: no change."""
+    was, now = (p.get("outcome") == "right" for p in pair)
+    return 2 if was == now else 0 if was else 1
+
+
+def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]:
+    return [
+        name, new.get("question", ""), new.get("gold", ""),
+        old.get("text", ""), old.get("outcome", ""), new.get("text", ""), new.get("outcome", ""),
+    ]  # fmt: skip
+
+
+def _page(result: Mapping[str, Any], groups: Mapping[Any, Any], chosen: Mapping[Any, Any]) -> str:
+    title = f"{result['method']}, seed {result.get('seed', 0)}: what it wrote before and after the stream"
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1 style='font-size:18px'>{html.escape(title)}</h1>",
+        f"<small>Stream: {html.escape(' > '.join(result['tasks']))}. The first {PER_TASK} examples of each set; "
+        "among them, right answers that were lost come first.</small>",
+    ]
+    for (kind, name), pairs in chosen.items():
+        everything = groups[kind, name]
+        lost = sum(_lost_first(pair) == 0 for pair in everything)
+        won = sum(_lost_first(pair) == 1 for pair in everything)
+        label = "retention, " if kind == "retention" else ""
+        parts.append(
+            f"<h2>{label}{html.escape(name)} <small>{len(everything)} examples: {lost} lost, {won} won</small></h2>"
+            "<table><col class=q><col class=a><col><col>"
+            "<tr><th>question<th>right answer<th>the base wrote<th>the model wrote</tr>"
+        )
+        parts += [_html_row(old, new) for old, new in pairs]
+        parts.append("</table>")
+    return "\n".join(parts) + "\n"
+
+
+def _html_row(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    def cell(value: Any, kind: str = "") -> str:
+        return f"<td class='{html.escape(kind)}'>{html.escape(str(value))}"
+
+    return (
+        f"<tr>{cell(new.get('question', ''))}{cell(new.get('gold', ''), 'a')}"
+        f"{cell(old.get('text', ''), old.get('outcome', ''))}{cell(new.get('text', ''), new.get('outcome', ''))}</tr>"
+    )

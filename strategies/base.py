@@ -1,0 +1,124 @@
+"""What every strategy has in common: which tensors are trained, at which rate, and how the bare weights are asked."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.reasoning.base import Parts
+
+Layers = Literal["all", "lower", "upper"]
+
+
+class StrategySettings(BaseModel):
+    """Settings that all strategies share; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainedSettings(StrategySettings):
+    """Settings of strategies that train something."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate; the default suits the embedded models")
+    reasoning_learning_rate: float | None = Field(
+        None, gt=0, description="rate of what the reasoning itself owns (markers, vectors); default: learning_rate"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, decoupled")
+
+
+class Strategy:
+    """Who learns. Subclasses override ``prepare``; the rest has defaults that fit most."""
+
+    Settings: ClassVar[type[StrategySettings]] = TrainedSettings
+    trains: ClassVar[bool] = True
+    changes_backbone: ClassVar[bool] = False  # True if ``weights_alone`` can differ from the base
+
+    def __init__(self, settings: Any = None):
+        self.settings = self.Settings() if settings is None else settings
+
+    @classmethod
+    def refuses(cls, settings: Any, reasoning_name: str) -> str | None:
+        """Why this cannot be combined with a way of thinking; None if it can."""
+        return None
+
+    # ------------------------------------------------------------------------------------------ what is trained
+    def prepare(self, parts: Parts, seed: int) -> None:
+        """Decide which parameters want a gradient, and attach what is needed. Called once, after ``reasoning.build``."""
+        freeze(parts)
+        parts.reasoning.requires_grad_(True)
+
+    def tensors(self, parts: Parts) -> dict[str, nn.Parameter]:
+        """Everything that this method trains, by name; tied tensors once."""
+        named = [*_prefixed("reasoning", parts.reasoning), *_prefixed("backbone", parts.backbone.model)]
+        return {name: tensor for name, tensor in named if tensor.requires_grad}
+
+    def trainable(self, parts: Parts) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser: the backbone's, and what the reasoning owns."""
+        settings: Any = self.settings
+        rates = {"backbone": settings.learning_rate, "reasoning": settings.reasoning_learning_rate or settings.learning_rate}
+        groups = []
+        for owner, rate in rates.items():
+            tensors = [tensor for name, tensor in self.tensors(parts).items() if name.startswith(owner + ".")]
+            if tensors:
+                groups.append({"name": owner, "params": tensors, "lr": rate, "weight_decay": settings.weight_decay})
+        return groups
+
+    # ------------------------------------------------------------------------------------------ when it is trained
+    def plan(self, stream: Sequence[Any]) -> Sequence[Any]:
+        """The turns, in order. Default: one for each experience."""
+        return stream
+
+    def learn(self, turn: Any, loop: Callable[[Any], Any]) -> Any:
+        """One turn. Default: the training loop."""
+        return loop(turn)
+
+    def after(self, turn: Any) -> None:
+        """Called when a turn is over: merge, snapshot, protect."""
+
+    # ------------------------------------------------------------------------------------------- how it is asked
+    def as_used(self, parts: Parts) -> AbstractContextManager:
+        """In this context the method answers, with everything that it brings. May be faster than training mode."""
+        return contextlib.nullcontext()
+
+    def weights_alone(self, parts: Parts) -> AbstractContextManager:
+        """In this context the bare weights of the backbone answer: adapters off."""
+        return contextlib.nullcontext()
+
+
+def freeze(parts: Parts) -> None:
+    """Nothing wants a gradient."""
+    for owner in (parts.backbone.model, parts.assistant and parts.assistant.model, parts.reasoning):
+        if owner is not None:
+            owner.requires_grad_(False)
+
+
+def selected_layers(backbone: LanguageModel, which: Layers) -> list[nn.Module]:
+    """The decoder layers: all, the lower or the upper half (the lower half is the smaller one of an odd number)."""
+    layers, half = list(backbone.layers), len(backbone.layers) // 2
+    return {"all": layers, "lower": layers[:half], "upper": layers[half:]}[which]
+
+
+def reasoning_owns_parts(reasoning_name: str) -> bool:
+    """True if a way of thinking has trained parts of its own."""
+    registry = importlib.import_module("cl_softcot.registry")
+    return registry.find("reasoning", reasoning_name).owns_parts
+
+
+@torch.no_grad()
+def in_fp32(module: nn.Module) -> None:
+    """Trained weights are kept in fp32, whatever the backbone computes in: small updates vanish in bf16."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.float()
+
+
+def _prefixed(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in module.named_parameters():
+        yield f"{prefix}.{name}", tensor

@@ -1,0 +1,20 @@
+"""The backbone stays as it is; only what the reasoning itself owns learns (projector, free vectors, markers)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from strategies.base import Strategy, TrainedSettings, reasoning_owns_parts
+
+
+class FrozenBackbone(Strategy):
+    """Trains the reasoning's own parts in front of a frozen backbone."""
+
+    class Settings(TrainedSettings):
+        learning_rate: float = Field(1e-2, gt=0, description="peak rate; the default suits the embedded models")
+
+    @classmethod
+    def refuses(cls, settings: Settings, reasoning_name: str) -> str | None:
+        if not reasoning_owns_parts(reasoning_name):
+            return f"frozen_backbone trains what the reasoning owns, and {reasoning_name} owns nothing; use zero_shot"
+        return None

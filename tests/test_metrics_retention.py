@@ -1,0 +1,98 @@
+"""Retention by group, its change, and what answers cost."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cl_softcot.metrics.cost import cost_per_answer, count_parameters, peak_memory_mb
+from cl_softcot.metrics.intervals import bootstrap_interval
+from cl_softcot.metrics.retention import groups, retention, retention_change
+
+
+def outcomes(right, n):
+    return [1] * right + [0] * (n - right)
+
+
+BEFORE = {
+    "graph": outcomes(90, 100),
+    "dates": outcomes(96, 100),
+    "facts": outcomes(40, 50),
+    "lists": outcomes(100, 100),
+}
+AFTER = {
+    "graph": outcomes(50, 100),
+    "dates": outcomes(90, 100),
+    "facts": outcomes(40, 50),
+    "lists": outcomes(30, 100),
+}
+STREAM = ["graph", "lists", "arithmetic"]
+
+
+def test_groups_by_what_the_stream_trains_on():
+    assert groups(list(AFTER), STREAM) == {
+        "all": ["graph", "dates", "facts", "lists"],
+        "same_family": ["graph", "lists"],
+        "unrelated": ["dates", "facts"],
+    }
+
+
+def test_retention_by_hand():
+    row = retention(AFTER, STREAM)
+    assert row["families"] == {"graph": 0.5, "dates": 0.9, "facts": 0.8, "lists": 0.3}
+    assert row["n"] == {"graph": 100, "dates": 100, "facts": 50, "lists": 100}
+    assert row["all"] == pytest.approx(0.625)  # families weigh equally, not examples
+    assert row["same_family"] == pytest.approx(0.4)
+    assert row["unrelated"] == pytest.approx(0.85)
+    for group in ("all", "same_family", "unrelated"):
+        low, high = row[f"{group}_interval"]
+        assert low < row[group] < high
+    assert row["intervals"]["graph"] == list(bootstrap_interval(AFTER["graph"]))
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+def test_a_group_without_families_is_none_and_not_zero():
+    row = retention({"graph": outcomes(5, 10)}, ["graph"])
+    assert row["unrelated"] is row["unrelated_interval"] is None
+    assert row["same_family"] == row["all"] == 0.5
+    assert retention({"dates": outcomes(5, 10)}, ["graph"])["same_family"] is None
+    with pytest.raises(ValueError):
+        retention({}, ["graph"])
+    with pytest.raises(ValueError):
+        retention({"graph": []}, ["graph"])
+
+
+def test_change_is_paired_and_by_group():
+    change = retention_change(BEFORE, AFTER, STREAM)
+    assert change["same_family"]["change"] == pytest.approx((-0.4 - 0.7) / 2)
+    assert change["unrelated"]["change"] == pytest.approx(-0.06 / 2)
+    assert change["all"]["change"] == pytest.approx((-0.4 - 0.7 - 0.06) / 4)
+    assert change["same_family"]["shown"]
+    low, high = change["unrelated"]["interval"]
+    assert low < -0.03 < high
+    assert json.loads(json.dumps(change)) == change
+    same = retention_change(BEFORE, BEFORE, STREAM)
+    assert same["all"]["change"] == 0.0 and not same["all"]["shown"]
+    assert retention_change({"graph": [1]}, {"graph": [1]}, STREAM)["unrelated"] is None
+    with pytest.raises(ValueError, match="facts"):
+        retention_change({k: v for k, v in BEFORE.items() if k != "facts"}, AFTER, STREAM)
+
+
+def test_cost_is_a_mean_over_answers():
+    answers = [SimpleNamespace(n_tokens=4, forward_passes=5), SimpleNamespace(n_tokens=9, forward_passes=12)]
+    assert cost_per_answer(answers) == {"tokens_per_answer": 6.5, "forward_passes_per_answer": 8.5, "n": 2}
+    with pytest.raises(ValueError):
+        cost_per_answer([])
+
+
+def test_parameters_and_memory_are_counted():
+    import torch
+
+    assert count_parameters({"weight": torch.zeros(3, 4), "bias": torch.zeros(4)}) == 16
+    assert count_parameters({}) == 0
+    before = peak_memory_mb()
+    block = np.ones(8_000_000)  # 64 MB
+    after = peak_memory_mb()
+    assert block.sum() == 8_000_000
+    assert before is None or 10 < before <= after < 100_000

@@ -1,0 +1,439 @@
+"""Every way of thinking against a plain reference: whole sequences, no cache, no padding, logits everywhere."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
+
+from cl_softcot.errors import UserError
+from cl_softcot.models.decoding import generate
+from cl_softcot.policy import BasePolicy, MethodPolicy
+from cl_softcot.reasoning.base import Batch, Phase
+from cl_softcot.reasoning.coconut import Coconut
+from cl_softcot.reasoning.cot import Cot
+from cl_softcot.reasoning.direct import Direct
+from cl_softcot.reasoning.pause import Pause
+from cl_softcot.reasoning.softcot import Softcot
+from cl_softcot.tasks.base import Example
+
+MODELS = {"words": words_model, "chat": chat_model, "gpt2": gpt2_model}
+WAYS = {
+    "direct": lambda: Direct(),
+    "cot": lambda: Cot(),
+    "pause": lambda: Pause(Pause.Settings(pauses=3)),
+    "coconut": lambda: Coconut(Coconut.Settings(thoughts_per_step=2, max_stage=2)),
+    "softcot": lambda: Softcot(Softcot.Settings(soft_thoughts=3)),
+    "softcot_mlp": lambda: Softcot(Softcot.Settings(soft_thoughts=3, projector="mlp", hidden=24)),
+    "softcot_free": lambda: Softcot(Softcot.Settings(soft_thoughts=3, source="free")),
+    "softcot_random": lambda: Softcot(Softcot.Settings(soft_thoughts=3, source="random")),
+}
+
+
+@pytest.fixture(params=sorted(MODELS))
+def backbone(request, tmp_path):
+    return MODELS[request.param](tmp_path)
+
+
+@pytest.fixture
+def assistant(tmp_path):
+    return words_model(tmp_path, "assistant", width=16, seed=5)
+
+
+def encode(parts, items, phase=None):
+    reasoning = parts.reasoning
+    phase = phase or reasoning.final_phase()
+    return [reasoning.encode(parts.backbone.text, e, phase, random.Random(0)) for e in items]
+
+
+def trainable(parts):
+    """Give every parameter a gradient, the assistant's excepted."""
+    parts.backbone.model.requires_grad_(True)
+    parts.reasoning.requires_grad_(True)
+    named = [*parts.backbone.model.named_parameters(), *parts.reasoning.named_parameters()]
+    return dict(named)
+
+
+# ------------------------------------------------------------------------------------- references, row by row
+
+
+def input_row(parts, encoded, ids):
+    """Input embeddings of one unpadded row; what stands for thoughts in the prompt is replaced, but for Coconut's latents."""
+    reasoning, backbone = parts.reasoning, parts.backbone
+    rows = []
+    slot = 0
+    for place, token in enumerate(ids):
+        row = backbone.embed(torch.tensor(token))
+        if place >= len(encoded.prefix_ids):  # written by the model itself: an ordinary token
+            rows.append(row)
+            continue
+        if isinstance(reasoning, Pause) and token == backbone.special["pause"]:
+            row = reasoning.pause_D
+        if isinstance(reasoning, Coconut) and token == backbone.special["latent-start"]:
+            row = reasoning.markers_2D[0]
+        if isinstance(reasoning, Coconut) and token == backbone.special["latent-end"]:
+            row = reasoning.markers_2D[1]
+        if isinstance(reasoning, Softcot) and token == backbone.special["slot"]:
+            if reasoning.settings.source == "free":
+                row = reasoning.free_KD[slot]
+            else:
+                model = reasoning._states.assistant
+                n = reasoning.settings.soft_thoughts
+                prompt = reasoning._states.prompt_ids(encoded.example.question) + [model.special["slot"]] * n
+                hidden = model.core(input_ids=torch.tensor([prompt]), use_cache=False).last_hidden_state[0]
+                row = reasoning.projector(hidden[None, -n:])[0, slot]
+            slot += 1
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def reference_row(parts, encoded):
+    """(loss sum, logits that predict each target token) of one example: the whole prefix again for every latent."""
+    backbone = parts.backbone
+    ids = [*encoded.prefix_ids, *encoded.target_ids]
+    row_TD = input_row(parts, encoded, ids)
+    for place, token in enumerate(encoded.prefix_ids):
+        if token == backbone.special["latent"]:
+            hidden = backbone.core(inputs_embeds=row_TD[None, :place], use_cache=False).last_hidden_state[0, -1]
+            row_TD = torch.cat([row_TD[:place], hidden[None], row_TD[place + 1 :]])
+    logits = backbone.model(inputs_embeds=row_TD[None], use_cache=False).logits[0, :, : backbone.vocab_size]
+    start = len(encoded.prefix_ids)
+    predicting = logits[start - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(predicting, torch.tensor(encoded.target_ids), reduction="sum")
+    return loss, predicting
+
+
+def gradients(named):
+    found = {n: None if p.grad is None else p.grad.clone() for n, p in named.items()}
+    for p in named.values():
+        p.grad = None
+    return found
+
+
+def assert_same_gradients(got, expected):
+    for name in expected:
+        a, b = got[name], expected[name]
+        a = torch.zeros_like(b) if a is None and b is not None else a
+        b = torch.zeros_like(a) if b is None and a is not None else b
+        if a is not None:
+            scale = max(1.0, b.abs().max().item())
+            torch.testing.assert_close(a / scale, b / scale, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_loss_and_gradients_equal_a_plain_pass(way, backbone, assistant):
+    parts = parts_of(backbone, WAYS[way](), assistant)
+    encoded = encode(parts, examples(6, seed=1))
+    named = trainable(parts)
+    loss = parts.reasoning.loss(parts, parts.reasoning.collate(encoded))
+    loss.loss_sum.backward()
+    got = gradients(named)
+    rows = [reference_row(parts, e) for e in encoded]
+    torch.testing.assert_close(loss.per_example_B, torch.stack([r[0] for r in rows]), atol=1e-4, rtol=1e-5)
+    assert abs(loss.loss_sum.item() / sum(r[0].item() for r in rows) - 1) < 1e-5
+    assert loss.n_tokens == sum(len(e.target_ids) for e in encoded)
+    sum(r[0] for r in rows).backward()
+    assert_same_gradients(got, gradients(named))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_begin_and_extend_equal_the_loss_pass(way, backbone, assistant):
+    parts = parts_of(backbone, WAYS[way](), assistant)
+    encoded = encode(parts, examples(5, seed=2))
+    batch = parts.reasoning.collate(encoded)
+    with torch.no_grad():
+        state = parts.reasoning.begin(parts, batch)
+        first_BV = state.logits_BV
+        rest_BTV = parts.reasoning.extend(parts, state, batch["target_BT"][:, :-1])
+        for row, e in enumerate(encoded):
+            n = len(e.target_ids)
+            whole = torch.cat([first_BV[row : row + 1], rest_BTV[row]])[:n]
+            torch.testing.assert_close(whole, reference_row(parts, e)[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_padding_changes_nothing(way, backbone, assistant):
+    parts = parts_of(backbone, WAYS[way](), assistant)
+    encoded = encode(parts, examples(6, seed=3))
+    with torch.no_grad():
+        whole = parts.reasoning.loss(parts, parts.reasoning.collate(encoded)).per_example_B
+        alone = [parts.reasoning.loss(parts, parts.reasoning.collate([e])).loss_sum for e in encoded]
+    torch.testing.assert_close(whole, torch.stack(alone), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_decoding_equals_the_plain_reference(way, backbone, assistant):
+    """Greedy answers, token for token, against repeated whole passes."""
+    parts = parts_of(backbone, WAYS[way](), assistant)
+    encoded = encode(parts, examples(4, seed=4))
+    with torch.no_grad():
+        written = generate(parts.reasoning, parts, encoded, 6, batch_size=4)
+        for e, g in zip(encoded, written, strict=True):
+            ids = []
+            for _ in range(6):
+                e.target_ids = [*ids, 0]
+                token = reference_row(parts, e)[1][-1].argmax().item()
+                if token == backbone.eos_id:
+                    break
+                ids.append(token)
+            assert g.ids == ids
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_micro_batches_sum_to_the_batch(way, tmp_path, assistant):
+    parts = parts_of(words_model(tmp_path), WAYS[way](), assistant)
+    batch = parts.reasoning.collate(encode(parts, examples(7)))
+    whole = parts.reasoning.loss(parts, batch)
+    pieces = [parts.reasoning.loss(parts, micro) for micro in batch.split(3)]
+    assert [len(p.per_example_B) for p in pieces] == [3, 3, 1]
+    assert sum(p.n_tokens for p in pieces) == whole.n_tokens
+    torch.testing.assert_close(torch.cat([p.per_example_B for p in pieces]), whole.per_example_B, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_seed_builds_the_same_parts(way, tmp_path, assistant):
+    backbone = words_model(tmp_path)
+
+    def state(seed):
+        torch.manual_seed(random.randrange(1000))  # the global generator has no say
+        return parts_of(backbone, WAYS[way](), assistant, seed).reasoning.state_dict()
+
+    one, again, other = state(1), state(1), state(2)
+    assert all(torch.equal(one[k], again[k]) for k in one)
+    if way.startswith("softcot"):
+        assert any(not torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("way", ["pause", "coconut", "softcot", "softcot_mlp", "softcot_free", "softcot_random"])
+def test_a_frozen_backbone_gets_no_gradient_and_the_parts_the_right_one(way, backbone, assistant):
+    """The prompt runs without gradients there; that must not change the gradient of what is trained."""
+    parts = parts_of(backbone, WAYS[way](), assistant)
+    batch = parts.reasoning.collate(encode(parts, examples(5, seed=6)))
+    everything = trainable(parts)
+    parts.reasoning.loss(parts, batch).loss_sum.backward()
+    full = gradients(everything)
+    backbone.model.requires_grad_(False)
+    owned = dict(parts.reasoning.named_parameters())
+    before = backbone.weights_sha256(), assistant.weights_sha256()
+    parts.reasoning.loss(parts, batch).loss_sum.backward()
+    assert owned
+    assert all(p.grad is None for p in backbone.model.parameters())
+    assert all(p.grad is None for p in assistant.model.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in owned.values())
+    got = gradients(owned)
+    assert_same_gradients(got, {n: full[n] for n in owned})
+    assert (backbone.weights_sha256(), assistant.weights_sha256()) == before
+
+
+# ------------------------------------------------------------------------------------------------------- coconut
+
+
+def test_coconut_rows_with_different_numbers_of_latents(backbone):
+    """Stages 0 to 3 in one batch equal the reference, gradients included."""
+    reasoning = Coconut(Coconut.Settings(thoughts_per_step=2, max_stage=3))
+    parts = parts_of(backbone, reasoning)
+    encoded = [encode(parts, [e], Phase(i % 4, 0))[0] for i, e in enumerate(examples(8, seed=7))]
+    latent = backbone.special["latent"]
+    assert {e.prefix_ids.count(latent) for e in encoded} == {0, 2, 4, 6}
+    named = trainable(parts)
+    loss = reasoning.loss(parts, reasoning.collate(encoded))
+    loss.loss_sum.backward()
+    got = gradients(named)
+    rows = [reference_row(parts, e)[0] for e in encoded]
+    torch.testing.assert_close(loss.per_example_B, torch.stack(rows), atol=1e-4, rtol=1e-5)
+    sum(rows).backward()
+    assert_same_gradients(got, gradients(named))
+
+
+def test_coconut_sequence_at_each_stage(tmp_path):
+    backbone = words_model(tmp_path)
+    reasoning = Coconut(Coconut.Settings(thoughts_per_step=2, max_stage=2, drop_all_after_last=True))
+    parts = parts_of(backbone, reasoning)
+    item = Example("x", "t", "a b ?", ("a is b", "b is c", "c is d"), "d")
+
+    def written(stage):
+        e = encode(parts, [item], Phase(stage, 0))[0]
+        return " ".join(backbone.tokenizer.convert_ids_to_tokens(e.prefix_ids + e.target_ids)).split(" <bot> ")[1]
+
+    assert written(0) == "<bol> <eol> a is b ; b is c ; c is d ; answer d <eos>"
+    assert written(1) == "<bol> <lat> <lat> <eol> b is c ; c is d ; answer d <eos>"
+    assert written(2) == "<bol> <lat> <lat> <lat> <lat> <eol> c is d ; answer d <eos>"
+    assert written(3) == "<bol> <lat> <lat> <lat> <lat> <eol> answer d <eos>"
+    assert reasoning.final_phase().stage == 3
+    assert reasoning.thoughts_per_answer() == 4
+
+
+def test_coconut_evaluates_without_the_gold_number_of_steps(tmp_path):
+    parts = parts_of(words_model(tmp_path), Coconut(Coconut.Settings(max_stage=3)))
+    counts = {e.prefix_ids.count(parts.backbone.special["latent"]) for e in encode(parts, examples(20))}
+    assert counts == {3}
+
+
+def test_coconut_passes_of_the_backbone(tmp_path):
+    """One more than latents: the last thought goes together with what follows it."""
+    parts = parts_of(words_model(tmp_path), Coconut(Coconut.Settings(thoughts_per_step=2, max_stage=2)))
+    batch = parts.reasoning.collate(encode(parts, examples(4)))
+    with torch.no_grad():
+        assert parts.reasoning.begin(parts, batch).forward_passes == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        ({}, 100, [(0, 20), (1, 20), (2, 20), (3, 40)]),
+        ({"max_stage": 1, "stage_steps": [1, 3]}, 100, [(0, 25), (1, 75)]),
+        ({"curriculum": "none"}, 7, [(3, 7)]),
+        ({"curriculum": [0, 3]}, 9, [(0, 3), (3, 6)]),
+        ({"max_stage": 1, "drop_all_after_last": True}, 8, [(0, 2), (1, 2), (2, 4)]),
+        ({"thoughts_per_step": 0}, 11, [(0, 2), (1, 2), (2, 3), (3, 4)]),
+    ],
+)
+def test_coconut_curricula_use_every_step(settings, steps, expected):
+    phases = Coconut(Coconut.Settings(**settings)).phases(steps)
+    assert [(p.stage, p.steps) for p in phases] == expected
+    assert all(sum(p.steps for p in Coconut(Coconut.Settings(**settings)).phases(n)) == n for n in range(1, 40))
+
+
+def test_coconut_without_thoughts_is_the_no_thought_control(backbone):
+    """c = 0: steps are dropped all the same and nothing stands between the markers."""
+    reasoning = Coconut(Coconut.Settings(thoughts_per_step=0, max_stage=2))
+    parts = parts_of(backbone, reasoning)
+    item = examples(1, seed=9)[0]
+    e = encode(parts, [item])[0]
+    marks = [backbone.special[n] for n in ("latent-start", "latent-end")]
+    assert e.prefix_ids[-2:] == marks and backbone.special["latent"] not in e.prefix_ids
+    assert e.target_ids == backbone.text.target_ids(item.steps[2:], item.answer)
+    loss = reasoning.loss(parts, reasoning.collate([e]))
+    torch.testing.assert_close(loss.loss_sum, reference_row(parts, e)[0], atol=1e-4, rtol=1e-5)
+    assert reasoning.thoughts_per_answer() == 0
+
+
+def test_coconut_mixes_stages_when_asked(tmp_path):
+    parts = parts_of(words_model(tmp_path), Coconut(Coconut.Settings(uniform_prob=0.5)))
+    rng = random.Random(0)
+    item = examples(1)[0]
+    latent = parts.backbone.special["latent"]
+    encoded = [parts.reasoning.encode(parts.backbone.text, item, Phase(3, 0), rng) for _ in range(200)]
+    counts = [e.prefix_ids.count(latent) for e in encoded]
+    assert set(counts) == {0, 1, 2, 3} and 100 < counts.count(3) < 150
+
+
+@pytest.mark.parametrize("bad", [{"curriculum": [4]}, {"curriculum": []}, {"stage_steps": [1, 1]}, {"stage_steps": [1, 1, 1, 0]}])
+def test_coconut_refuses_impossible_curricula(bad):
+    with pytest.raises(ValueError):
+        Coconut.Settings(**bad)
+
+
+# ------------------------------------------------------------------------------------------------------- softcot
+
+
+def test_slots_are_found_by_id_wherever_they_stand(tmp_path, assistant):
+    """Slots before, between and behind other tokens, in rows of different lengths, all get their own thought."""
+    backbone = words_model(tmp_path)
+    parts = parts_of(backbone, Softcot(Softcot.Settings(soft_thoughts=3)), assistant)
+    encoded = encode(parts, examples(4))
+    slot = backbone.special["slot"]
+    for shift, e in enumerate(encoded):
+        bare = [i for i in e.prefix_ids if i != slot]
+        e.prefix_ids = bare[:shift] + [slot] + bare[shift:-1] + [slot, slot] + bare[-1:]
+    with torch.no_grad():
+        loss = parts.reasoning.loss(parts, parts.reasoning.collate(encoded))
+        rows = torch.stack([reference_row(parts, e)[0] for e in encoded])
+    torch.testing.assert_close(loss.per_example_B, rows, atol=1e-4, rtol=1e-5)
+
+
+def test_soft_thoughts_start_at_the_scale_of_the_embeddings(tmp_path, assistant):
+    backbone = words_model(tmp_path)
+    for way in ("softcot", "softcot_mlp", "softcot_random", "softcot_free"):
+        parts = parts_of(backbone, WAYS[way](), assistant)
+        thoughts = parts.reasoning.soft_thoughts(parts.reasoning.collate(encode(parts, examples(20))))
+        assert 0.4 < thoughts.std().item() / backbone.embedding_std() < 2.5, way
+
+
+def test_thoughts_differ_between_questions_unless_they_are_free(tmp_path, assistant):
+    backbone = words_model(tmp_path)
+    for way, differ in (("softcot", True), ("softcot_random", True), ("softcot_free", False)):
+        parts = parts_of(backbone, WAYS[way](), assistant)
+        thoughts = parts.reasoning.soft_thoughts(parts.reasoning.collate(encode(parts, examples(2))))
+        assert torch.equal(thoughts[0], thoughts[1]) != differ
+
+
+def test_softcot_without_an_assistant_tells_the_way_out(tmp_path):
+    for source in ("assistant", "random"):
+        settings = Softcot.Settings(source=source)
+        assert Softcot.needs_assistant(settings)
+        with pytest.raises(UserError, match="needs an assistant"):
+            parts_of(words_model(tmp_path), Softcot(settings))
+    assert not Softcot.needs_assistant(Softcot.Settings(source="free"))
+    with pytest.raises(ValueError):
+        Softcot.Settings(hidden=8)
+
+
+@pytest.mark.parametrize("way", ["coconut", "softcot", "softcot_free"])
+def test_edits_reach_the_thoughts(way, tmp_path, assistant):
+    parts = parts_of(words_model(tmp_path), WAYS[way](), assistant)
+    batch = parts.reasoning.collate(encode(parts, examples(3)))
+    seen = []
+
+    def zero(thoughts_BKD):
+        seen.append(tuple(thoughts_BKD.shape))
+        return torch.zeros_like(thoughts_BKD)
+
+    with torch.no_grad():
+        plain = parts.reasoning.begin(parts, batch).logits_BV
+        same = parts.reasoning.begin(parts, batch, edit=lambda t: t).logits_BV
+        zeroed = parts.reasoning.begin(parts, batch, edit=zero).logits_BV
+    assert torch.equal(plain, same) and not torch.allclose(plain, zeroed)
+    assert seen == ([(3, 1, 32)] * 4 if way == "coconut" else [(3, 3, 32)])
+
+
+# ------------------------------------------------------------------------------------------------ batch, policy
+
+
+def test_batch_answers_to_avalanche(tmp_path):
+    parts = parts_of(words_model(tmp_path), Cot())
+    encoded = encode(parts, examples(5))
+    for i, e in enumerate(encoded):
+        e.task_id = i
+    batch = parts.reasoning.collate(encoded)
+    assert batch[0] is batch and batch[1] is batch["labels"] and batch[-1].tolist() == [0, 1, 2, 3, 4]
+    assert len(batch) == 5 and isinstance(batch.to("cpu"), Batch)
+    assert [m[-1].tolist() for m in batch.split(2)] == [[0, 1], [2, 3], [4]]
+    assert [len(m) for m in batch.split(None)] == [5]
+
+
+@pytest.mark.parametrize("way", ["cot", "coconut", "softcot"])
+def test_policy_states_predict_given_continuations(way, backbone, assistant):
+    parts = parts_of(backbone, WAYS[way](), assistant)
+    items = examples(7, seed=8)
+    generator = torch.Generator().manual_seed(0)
+    continuations = [torch.randint(5, 36, (n,), generator=generator).tolist() for n in (3, 0, 5, 1, 9, 2, 4)]
+    policy = MethodPolicy(parts, None, batch_size=3)
+    states = policy.hidden_states(items, continuations)
+    assert [len(s) for s in states] == [3, 0, 5, 1, 9, 2, 4]
+    for e, c, state in zip(encode(parts, items), continuations, states, strict=True):
+        if c:
+            e.target_ids = c
+            with torch.no_grad():
+                torch.testing.assert_close(policy.head(state), reference_row(parts, e)[1], atol=1e-4, rtol=1e-4)
+
+
+def test_policy_generates_reproducibly(tmp_path):
+    policy = BasePolicy(words_model(tmp_path))
+    items = examples(9)
+    assert policy.generate(items, 8) == policy.generate(items, 8)
+    assert policy.generate(items, 8, sample_seed=1) == policy.generate(items, 8, sample_seed=1)
+    assert policy.generate(items, 8, sample_seed=1) != policy.generate(items, 8, sample_seed=2)
+    assert [g.text for g in policy.generate(items[::-1], 8)] == [g.text for g in policy.generate(items, 8)][::-1]
+
+
+def test_an_example_that_does_not_fit_is_named(tmp_path):
+    parts = parts_of(words_model(tmp_path, max_length=20), Cot())
+    item = Example("long-one", "t", "a b ?", ("a is b",) * 6, "b")
+    with pytest.raises(UserError, match="long-one"):
+        encode(parts, [item])
