@@ -106,7 +106,8 @@ class Learner:
         train: the ``train:`` section of the configuration.
         plugins: ``{name: replay, ...}`` or ``{name: package.module:Class, ...}`` each (see ``build_plugin``).
         seed: decides order, encoding and every random number of training.
-        on_step: called after every step with its numbers.
+        on_step: called after every step with a dict of turn (index), task (name), step (from 1), steps,
+            stage, loss (nats per token), learning_rate (of the first group), seconds (in this turn).
 
     Raises:
         UserError: for a plugin that cannot work here.
@@ -718,8 +719,8 @@ def check_trainable(model: nn.Module, trained: Sequence[Tensor]) -> dict[str, Te
 
 
 class Replay(ReplayPlugin, supports_distributed=True):
-    """Avalanche's replay, without its call of a deprecated function of Avalanche's: that one warns the user, and
-    changes the warning filters of the whole process."""
+    """Avalanche's replay, without its call of a deprecated function, which warns the user and changes the
+    warning filters of the whole process."""
 
     def after_training_exp(self, strategy: Any, **_kwargs: Any) -> None:
         self.storage_policy.post_adapt(strategy, strategy.experience)

@@ -117,7 +117,7 @@ def test_trap_training_ignores_collate_fn_without_task_labels():
         next(iter(stock.dataloader))
 
     turn = dataclasses.replace(stream[0], experience=bare)
-    bare.fingerprint = "x"
+    bare.fingerprint, bare.examples = "x", stream[0].examples
     assert learner.loop(turn).steps == 6
 
 
