@@ -103,7 +103,7 @@ def measure_base(config: Experiment, shared: Path, report: Report) -> None:
     """What is the same for every run: the base's answers and continuations. Done once an experiment."""
     if (shared / "base_continuations.json").exists():
         return
-    report({"phase": "measuring the base", "fraction": 0.0})
+    report({"text": "answering everything as the base does, once for all methods"})
     evaluator = make_evaluator(config, next(iter(config.orders)))
     evaluator.measure_base(shared)
 

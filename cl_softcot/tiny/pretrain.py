@@ -269,7 +269,8 @@ class _Trainer:
 
 
 def teacher_forced(model, tokenizer, n: int, private: bool = False) -> dict[str, float]:
-    """Share of validation examples of each family whose every written token is the most probable one (quick to compute)."""
+    """Share of validation examples of each family whose every written token is the most probable one (quick to compute); and of
+    look-ups in the primer, which come first."""
     import torch
 
     from cl_softcot.tiny.corpus import ANSWER_MARKER, FAMILIES, INSTRUCTIONS, STEP_SEPARATOR, default_task
@@ -290,7 +291,25 @@ def teacher_forced(model, tokenizer, n: int, private: bool = False) -> dict[str,
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             right = (model.lm_head(hidden).argmax(-1) == targets) | (weights == 0)
         found[family if mode == "cot" else f"{family}/direct"] = right.all(1).float().mean().item()
+    found["look-ups"] = _look_ups(model, vocab, n)
     return found
+
+
+def _look_ups(model, vocab: dict[str, int], n: int) -> float:
+    """Share of the primer's values that are the most probable word behind their key."""
+    import torch
+
+    from cl_softcot.tiny.corpus import primer
+
+    rng, rows = random.Random("look-ups"), []
+    for prompt, response, _ in (primer(rng) for _ in range(n)):
+        asked = [vocab["<user>"], *(vocab[w] for w in prompt.split())]
+        rows.append((asked, [], [], [vocab["<bot>"]], [vocab[w] for w in response.split()]))
+    ids, targets, weights = _tensors(rows, 0.0)
+    wanted = ((ids == vocab["is"]) | (ids == vocab["has"])) & (weights > 0)
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        return (model.lm_head(hidden[wanted]).argmax(-1) == targets[wanted]).float().mean().item()
 
 
 def save(model, tokenizer, folder: Path) -> None:
