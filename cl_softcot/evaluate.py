@@ -101,7 +101,9 @@ class Evaluator:
         self.settings = settings
         n = {"task": settings.test, "retention": settings.retention}
         self.tasks = [Probe("task", t, t.examples(settings.split, n["task"], DATA_SEED)) for t in tasks]
-        self.families = [Probe("retention", t, t.examples(settings.split, n["retention"], DATA_SEED)) for t in families if n["retention"]]
+        self.families = [
+            Probe("retention", t, t.examples(settings.split, n["retention"], DATA_SEED)) for t in families if n["retention"]
+        ]
         clash = {p.name for p in self.tasks} & {p.name for p in self.families}
         if clash:
             raise UserError(
@@ -122,8 +124,7 @@ class Evaluator:
         """Answers everything as the base does and keeps it in ``shared``: done once, used by every method."""
         predictions = [p for probe in (*self.tasks, *self.families) for p in self._answer(self.base, probe)]
         continuations = {
-            name: written_ids(self.base, examples, self.settings.max_new_tokens)
-            for name, examples in self._sets.items()
+            name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
         }
         _write_predictions(shared / "base_predictions.jsonl", predictions)
         atomic_write_text(shared / "base_continuations.json", dump_json(continuations) + "\n")
@@ -151,9 +152,7 @@ class Evaluator:
         written = [p for group in (used, kept) for predictions in group.values() for p in predictions]
         _write_predictions(folder / "predictions" / f"row_{index}.jsonl", written)
         if bare and index:
-            _write_predictions(
-                folder / "predictions" / f"weights_alone_{index}.jsonl", [p for ps in bare.values() for p in ps]
-            )
+            _write_predictions(folder / "predictions" / f"weights_alone_{index}.jsonl", [p for ps in bare.values() for p in ps])
         row = {
             "row": index,
             "accuracy": self._accuracies(used),

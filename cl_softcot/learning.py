@@ -241,11 +241,9 @@ class Learner:
         since = inside["step"] if inside else 0
         rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(learning_rates))
         error = LossDiverged(
-            f"{what} is no longer a number; training stopped, "
-            f"and the weights are those after step {since} of this turn",
+            f"{what} is no longer a number; training stopped, and the weights are those after step {since} of this turn",
             where=f"turn {turn.index + 1} ({turn.name}), step {step + 1} of {self.train.steps}",
-            fix=f"Lower the learning rate (now {rates}), "
-            f"or train.gradient_clip (now {self.train.gradient_clip:g}).",
+            fix=f"Lower the learning rate (now {rates}), or train.gradient_clip (now {self.train.gradient_clip:g}).",
         )
         error.turn, error.step, error.last_good_step = turn.index, step, since
         return error
@@ -338,9 +336,7 @@ class TrainingLoop(SupervisedTemplate):
 
     def _set_learning_rate(self) -> None:
         train = self.learner.train
-        factor = learning_rate_factor(
-            self.step, self.dataloader.steps, train.warmup_fraction, train.decay_fraction
-        )
+        factor = learning_rate_factor(self.step, self.dataloader.steps, train.warmup_fraction, train.decay_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -600,8 +596,7 @@ def _taken_from(loader: Any, global_batch_size: int) -> tuple[list[Any], list[in
     """Datasets and batch sizes of a loader that a plugin put in place of ours."""
     if not isinstance(loader, MultiDatasetDataLoader):
         raise UserError(
-            f"a plugin replaced the data loader by {type(loader).__name__}, "
-            "which does not say what a step is made of",
+            f"a plugin replaced the data loader by {type(loader).__name__}, which does not say what a step is made of",
             fix="Use a plugin whose loader is one of Avalanche's, or none.",
         )
     if sum(loader.batch_sizes) != global_batch_size:
@@ -656,9 +651,7 @@ def merge_losses(losses: Sequence[Any]) -> Any:
 
 
 def _detached(loss: Any) -> Any:
-    return dataclasses.replace(
-        loss, loss_sum=loss.loss_sum.detach(), per_example_B=loss.per_example_B.detach()
-    )
+    return dataclasses.replace(loss, loss_sum=loss.loss_sum.detach(), per_example_B=loss.per_example_B.detach())
 
 
 def learning_rate_factor(step: int, steps: int, warmup_fraction: float, decay_fraction: float) -> float:
@@ -780,8 +773,7 @@ def _replay_settings(settings: dict[str, Any], global_batch_size: int, where: st
     current = global_batch_size - memory if current is None else current
     if memory < 1 or current < 1 or memory + current != global_batch_size:
         raise UserError(
-            f"takes {current} new and {memory} replayed examples a step "
-            f"where train.global_batch_size is {global_batch_size}",
+            f"takes {current} new and {memory} replayed examples a step where train.global_batch_size is {global_batch_size}",
             where=where,
             fix=f"Set batch_size_mem between 1 and {global_batch_size - 1} and leave batch_size out.",
         )
@@ -814,9 +806,7 @@ def _save_plugin(plugin: Any) -> Snapshot:
 def _load_plugin(plugin: Any, saved: Snapshot, experiences: Sequence[Any]) -> None:
     state, name = saved["state"], type(plugin).__name__
     if state["plugin"] != name:
-        raise UserError(
-            f"the checkpoint was made with the plugin {state['plugin']}, not {name}", fix=_START_OVER
-        )
+        raise UserError(f"the checkpoint was made with the plugin {state['plugin']}, not {name}", fix=_START_OVER)
     if state.get("not_saved"):
         raise UserError(f"what the plugin {name} remembers cannot be kept in a checkpoint", fix=_START_OVER)
     if "buffers" in state:
@@ -866,8 +856,7 @@ def _identity(turn: Turn) -> dict[str, Any]:
 def _same_turn(saved: Mapping[str, Any], turn: Turn) -> None:
     if (saved["index"], saved["name"]) != (turn.index, turn.name):
         raise UserError(
-            f"the checkpoint is of turn {saved['index'] + 1} ({saved['name']}), "
-            f"not of turn {turn.index + 1} ({turn.name})",
+            f"the checkpoint is of turn {saved['index'] + 1} ({saved['name']}), not of turn {turn.index + 1} ({turn.name})",
             fix=_START_OVER,
         )
     _same_data(saved, experiences_of(turn))

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,7 @@ def _model(path: str, dtype: str, attention: str | None, trust_remote_code: bool
 
 def load_models(config: Experiment) -> tuple[LanguageModel, LanguageModel | None]:
     """Backbone and assistant, never changed by anybody."""
-    found = [
-        m and _model(m.path, m.dtype, m.attention, m.trust_remote_code) for m in (config.backbone, config.assistant)
-    ]
+    found = [m and _model(m.path, m.dtype, m.attention, m.trust_remote_code) for m in (config.backbone, config.assistant)]
     return found[0], found[1]
 
 
@@ -181,12 +179,15 @@ class _Run:
                 if self.bank and not self._inside:
                     self.bank.fresh()
                 self._inside = False
-                learned = self.strategy.learn(turn, lambda t: learner.loop(t, checkpoint=lambda s: self._save(s, turn.index)))
+                learned = self.strategy.learn(turn, partial(self._loop, learner))
                 self.strategy.after(turn)
                 self._keep_copy(turn)
                 self.turns.append({"train_seconds": learned.train_seconds, "steps": learned.steps, "losses": learned.losses})
                 self._save(learner.state_dict(), turn.index + 1)
             self._measure(turn.index + 1, self.turns[turn.index]["train_seconds"], turn)
+
+    def _loop(self, learner: Learner, turn: Any) -> Any:
+        return learner.loop(turn, checkpoint=lambda snapshot: self._save(snapshot, turn.index))
 
     def _keep_copy(self, turn: Any) -> None:
         if self.bank:
@@ -377,9 +378,7 @@ class _Run:
     def _on_step(self, step: Mapping[str, Any]) -> None:
         if step["step"] % 5 == 0 or step["step"] == step["steps"]:
             fraction = self._fraction(step["turn"], step["step"])
-            self.report(
-                {"phase": f"learning {step['task']}", "done": step["step"], "total": step["steps"], "fraction": fraction}
-            )
+            self.report({"phase": f"learning {step['task']}", "done": step["step"], "total": step["steps"], "fraction": fraction})
 
     def _say(self, phase: str, fraction: float) -> None:
         self.report({"phase": phase, "fraction": fraction})
@@ -400,4 +399,3 @@ def _load_router(router: Any, tensors: Mapping[str, Any], tasks: Sequence[str]) 
     else:
         for task in tasks:
             router.fit(task, [])
-

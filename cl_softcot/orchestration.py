@@ -172,14 +172,17 @@ class Orchestration:
         pool = ProcessPoolExecutor(self.jobs, context, _start_worker, (messages, os.getpid()))
         try:
             pool.submit(_work_on_base, self.config, self.shared).result()
-            waiting = {pool.submit(_work_on_run, self.config, s, self._run_folder(s), self.shared, self.provenance): s for s in todo}
+            waiting = {
+                pool.submit(_work_on_run, self.config, s, self._run_folder(s), self.shared, self.provenance): s for s in todo
+            }
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._note_end(future, waiting.pop(future), display)
         except BrokenProcessPool:
             raise UserError(
-                "a worker process died; the system may have run out of memory", fix="run the same command again, with a smaller --jobs"
+                "a worker process died; the system may have run out of memory",
+                fix="run the same command again, with a smaller --jobs",
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -224,7 +227,9 @@ class Orchestration:
 
     def _conclude(self) -> list[dict[str, Any]]:
         wanted = {spec.key for spec in self.specs}
-        results = [r for r in load_results(self.folder) if Path(r["_folder"]).name in wanted] if (self.folder / "runs").exists() else []
+        results = (
+            [r for r in load_results(self.folder) if Path(r["_folder"]).name in wanted] if (self.folder / "runs").exists() else []
+        )
         results = order_like(results, [m.name for m in self.config.methods])
         if results:
             from cl_softcot.trackers.figures import draw_experiment
@@ -292,6 +297,8 @@ def _revision() -> str | None:
     here = Path(__file__).parent
     try:
         git = lambda *a: subprocess.run(["git", "-C", here, *a], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: E731
-        return git("rev-parse", "HEAD").strip() + ("+dirty" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+        return git("rev-parse", "HEAD").strip() + (
+            "+dirty" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None

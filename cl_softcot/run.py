@@ -1,4 +1,4 @@
-"""``python -m cl_softcot.run EXPERIMENT.yaml [key=value ...]``: runs every method of an experiment, or goes on where it was cut off."""
+"""``python -m cl_softcot.run EXPERIMENT.yaml [key=value ...]``: runs every method of an experiment, or goes on with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("experiment", help="YAML file of the experiment")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's (output_dir=PATH moves the folder)")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's (output_dir=PATH moves the folder)"
+    )
     p.add_argument("--jobs", type=int, metavar="N", help="methods side by side, one core each (default: the cores; 1 on a GPU)")
     p.add_argument("--dry-run", action="store_true", help="show what would run and about how long it takes, and stop")
     p.add_argument("--restart", action="store_true", help="throw away what an earlier start left in the folder")

@@ -96,9 +96,7 @@ class _Rows(Sequence):
         return {"turn": self.turn, "index": index, "example": self.examples[index]}
 
 
-def make_stream(
-    tasks: Sequence[tuple[str, Sequence[Example]]], collate: Callable[[list[dict]], Any]
-) -> Stream:
+def make_stream(tasks: Sequence[tuple[str, Sequence[Example]]], collate: Callable[[list[dict]], Any]) -> Stream:
     """A stream of one turn per task, in the given order. A task may come back in a later turn.
 
     Args:
@@ -114,9 +112,7 @@ def make_stream(
     datasets = []
     for index, (name, examples) in enumerate(tasks):
         if not examples:
-            raise UserError(
-                f"task '{name}' has no training examples", fix="Check its settings, or leave it out."
-            )
+            raise UserError(f"task '{name}' has no training examples", fix="Check its settings, or leave it out.")
         labels = TaskLabels(ConstantSequence(index, len(examples)))
         rows = _Rows(index, tuple(examples))
         datasets.append(ReasoningDataset([rows], data_attributes=[labels], collate_fn=collate))

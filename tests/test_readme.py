@@ -107,3 +107,12 @@ def test_ci_runs_the_test_command():
     assert "README.md" in script and "<!-- test command -->" in script
     command = next(c for label, c in COMMANDS if label == "test command")
     assert "pytest" in command
+
+
+def test_tables_are_those_of_the_kept_results():
+    result = subprocess.run([sys.executable, ROOT / "tools" / "update_readme.py", "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_placeholder_is_left():
+    assert "@@" not in README

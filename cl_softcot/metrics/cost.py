@@ -46,9 +46,7 @@ def peak_memory_mb() -> float | None:
 
 
 CATALOGUE: dict[str, Meaning] = {
-    "tokens_per_answer": Meaning(
-        "mean of the tokens written, EOS included", "ours", "tokens", "lower is cheaper"
-    ),
+    "tokens_per_answer": Meaning("mean of the tokens written, EOS included", "ours", "tokens", "lower is cheaper"),
     "forward_passes_per_answer": Meaning(
         "mean of the backbone's sequential passes", "ours", "forward passes", "lower is cheaper"
     ),

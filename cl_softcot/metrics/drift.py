@@ -57,15 +57,11 @@ class DriftPolicy(Protocol):
     ``fingerprint``.
     """
 
-    def hidden_states(
-        self, examples: Sequence[Any], continuations: Sequence[list[int]]
-    ) -> Sequence[Tensor]: ...
+    def hidden_states(self, examples: Sequence[Any], continuations: Sequence[list[int]]) -> Sequence[Tensor]: ...
 
     def head(self, hidden_ND: Tensor) -> Tensor: ...
 
-    def generate(
-        self, examples: Sequence[Any], max_new_tokens: int, sample_seed: int | None = None
-    ) -> Sequence[Generated]: ...
+    def generate(self, examples: Sequence[Any], max_new_tokens: int, sample_seed: int | None = None) -> Sequence[Generated]: ...
 
 
 class TokenKL(NamedTuple):
@@ -75,9 +71,7 @@ class TokenKL(NamedTuple):
     reverse_kl: Tensor  # KL(model‖base)
 
 
-def kl_from_logits(
-    base_NV: Tensor, model_NW: Tensor, shared_vocab: Tensor | Sequence[int] | None = None
-) -> TokenKL:
+def kl_from_logits(base_NV: Tensor, model_NW: Tensor, shared_vocab: Tensor | Sequence[int] | None = None) -> TokenKL:
     """Both directions of the KL divergence between two rows of logits, for each of N places.
 
     ``shared_vocab``: the token ids that both vocabularies have; None: those below the smaller size (added
@@ -211,16 +205,12 @@ def drift(
             else:
                 texts, base_states = [], None
                 if moved:
-                    texts = _samples(
-                        policy, base_policy, reference, max_new_tokens, sample_seed, shared_vocab
-                    )
+                    texts = _samples(policy, base_policy, reference, max_new_tokens, sample_seed, shared_vocab)
             written = [i for i in moved if texts[i]]
             nats, tokens = 0.0, sum(map(len, texts))
             if written:
                 prompts, ids = [examples[i] for i in written], [texts[i] for i in written]
-                base = (
-                    [base_states[i] for i in written] if base_states else _states(base_policy, prompts, ids)
-                )
+                base = [base_states[i] for i in written] if base_states else _states(base_policy, prompts, ids)
                 nats = _nats(direction, base_policy, base, policy, _states(policy, prompts, ids), **options)
             values[f"{direction}/{reference.name}"] = nats / tokens if tokens else (None if moved else 0.0)
             values[f"n_tokens/{direction}/{reference.name}"] = tokens
@@ -261,9 +251,7 @@ def _states(policy: DriftPolicy, examples: list[Any], continuations: list[list[i
     states = list(policy.hidden_states(examples, continuations))
     lengths, expected = [len(state) for state in states], [len(ids) for ids in continuations]
     if lengths != expected:
-        raise ValueError(
-            f"hidden_states must give one state a continuation token: {lengths[:4]}… for {expected[:4]}…"
-        )
+        raise ValueError(f"hidden_states must give one state a continuation token: {lengths[:4]}… for {expected[:4]}…")
     return states
 
 

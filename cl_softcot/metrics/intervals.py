@@ -54,9 +54,7 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def bootstrap_interval(
-    outcomes: ArrayLike, n_boot: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def bootstrap_interval(outcomes: ArrayLike, n_boot: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
     """Percentile bootstrap interval of the mean of ``outcomes`` (0/1 or scores between 0 and 1), resampling
     examples.
 
@@ -67,9 +65,7 @@ def bootstrap_interval(
     return interval
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, n_boot: int = 1000, seed: int = 0, level: float = 0.95
-) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike, n_boot: int = 1000, seed: int = 0, level: float = 0.95) -> Difference:
     """mean(a) - mean(b) for outcomes of the same examples, resampling the examples (pairs stay together).
 
     Far tighter than comparing two intervals, since the examples' difficulty cancels (Miller 2024, arXiv
@@ -91,9 +87,7 @@ def stratified_interval(outcomes: Strata, n_boot: int = 1000, seed: int = 0, lev
     return interval
 
 
-def stratified_difference(
-    a: Strata, b: Strata, n_boot: int = 1000, seed: int = 0, level: float = 0.95
-) -> Difference:
+def stratified_difference(a: Strata, b: Strata, n_boot: int = 1000, seed: int = 0, level: float = 0.95) -> Difference:
     """Mean over tasks of mean(a) - mean(b), paired inside each task as in :func:`paired_difference`.
 
     BWT, FWT and every change of a mean accuracy over the same tasks are differences of this kind.
@@ -223,9 +217,7 @@ def _mean_of_strata(
 ) -> tuple[float, Interval]:
     """Mean over strata of their means, and its interval; ``support`` is the range of possible values."""
     if n_boot < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"a bootstrap needs n_boot >= 1 and a level between 0 and 1, got {n_boot} and {level}"
-        )
+        raise ValueError(f"a bootstrap needs n_boot >= 1 and a level between 0 and 1, got {n_boot} and {level}")
     rng = np.random.default_rng(seed)
     value = float(np.mean([values.mean() for values in strata]))
     resampled = np.zeros(n_boot)  # distances from the value

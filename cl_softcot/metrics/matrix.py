@@ -202,9 +202,7 @@ def intransigence(R: ArrayLike, a_star: ArrayLike) -> float | None:
     matrix = as_matrix(R)
     reference = np.asarray(a_star, dtype=np.float64)
     if reference.shape != (matrix.shape[1],):
-        raise ValueError(
-            f"a_star has one value a task: expected {matrix.shape[1]}, got shape {reference.shape}"
-        )
+        raise ValueError(f"a_star has one value a task: expected {matrix.shape[1]}, got shape {reference.shape}")
     return _number((reference - _own(matrix)).mean())
 
 
@@ -253,9 +251,7 @@ def summary(R: ArrayLike) -> dict[str, float | None]:
     return values
 
 
-def _fraction(
-    formula: str, source: str, direction: str, of_matrix: Callable[..., float | None] | None
-) -> Meaning:
+def _fraction(formula: str, source: str, direction: str, of_matrix: Callable[..., float | None] | None) -> Meaning:
     return Meaning(formula, source, "fraction", direction, of_matrix)
 
 
@@ -266,15 +262,11 @@ _FLIPS = "Harmon et al. 2025 (arXiv 2510.17776)"
 
 CATALOGUE: dict[str, Meaning] = {
     "acc": _fraction("1/T Σ_j R[T,j]", f"{_GEM}, eq. 2", _HIGHER, average_accuracy),
-    "learning_accuracy": _fraction(
-        "1/T Σ_j R[j,j]", "Riemer et al. 2019 (MER, arXiv 1810.11910)", _HIGHER, learning_accuracy
-    ),
+    "learning_accuracy": _fraction("1/T Σ_j R[j,j]", "Riemer et al. 2019 (MER, arXiv 1810.11910)", _HIGHER, learning_accuracy),
     "own_task_change": _fraction("1/T Σ_j (R[j,j] - R[0,j])", "ours", _HIGHER, own_task_change),
     "final_change": _fraction("1/T Σ_j (R[T,j] - R[0,j])", "ours", _HIGHER, final_change),
     "bwt/gem": _fraction("1/(T-1) Σ_{j<T} (R[T,j] - R[j,j])", f"{_GEM}, eq. 3", _HIGHER, bwt_gem),
-    "bwt/trace": _fraction(
-        "1/T Σ_j (R[T,j] - R[j,j])", "TRACE (arXiv 2310.06762); SAPT (arXiv 2401.08295)", _HIGHER, bwt_trace
-    ),
+    "bwt/trace": _fraction("1/T Σ_j (R[T,j] - R[j,j])", "TRACE (arXiv 2310.06762); SAPT (arXiv 2401.08295)", _HIGHER, bwt_trace),
     "bwt/continuum": _fraction(
         "2/(T(T-1)) Σ_{i=2..T} Σ_{j<i} (R[i,j] - R[j,j])",
         "Díaz-Rodríguez et al. 2018 (arXiv 1810.13166); Continuum",
@@ -301,10 +293,6 @@ CATALOGUE: dict[str, Meaning] = {
         "1/(T-1) Σ_{j<T} (R[j,j] - R[T,j])", "Avalanche 0.6 StreamForgetting", _LOWER, forgetting_avalanche
     ),
     "intransigence": _fraction("1/T Σ_j (a*_j - R[j,j])", _RWALK, _LOWER, None),
-    "flips/forgotten_true": _fraction(
-        "max(mean 1{right -> wrong} - (1-ā_pre)/(k-1)·(1-ā_post), 0)", _FLIPS, _LOWER, None
-    ),
-    "flips/gained_true": _fraction(
-        "max(mean 1{wrong -> right} - (1-ā_pre)/(k-1)·(1-ā_post), 0)", _FLIPS, _HIGHER, None
-    ),
+    "flips/forgotten_true": _fraction("max(mean 1{right -> wrong} - (1-ā_pre)/(k-1)·(1-ā_post), 0)", _FLIPS, _LOWER, None),
+    "flips/gained_true": _fraction("max(mean 1{wrong -> right} - (1-ā_pre)/(k-1)·(1-ā_post), 0)", _FLIPS, _HIGHER, None),
 }

@@ -50,12 +50,8 @@ _MARKER = re.compile(r"(?:^|(?<=\s))(?:###|answer)(?=\s|:|$):?")
 
 def answer_of(text: str) -> str | None:
     """The words after the last answer marker (``answer`` or ``###``); None where nothing follows or there is no marker."""
-    last = None
-    for last in _MARKER.finditer(text):
-        pass
-    if last is None:
-        return None
-    return " ".join(text[last.end() :].split()) or None
+    markers = list(_MARKER.finditer(text))
+    return " ".join(text[markers[-1].end() :].split()) or None if markers else None
 
 
 class Task(ABC):

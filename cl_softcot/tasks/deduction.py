@@ -45,7 +45,9 @@ class Deduction(SyntheticTask):
         claim_negated = rng.random() < 0.5
         claim = f"{people[0]} is {_said(asked, claim_negated)}"
         question = " . ".join(rules + places) + f" . claim {claim} ?"
-        steps = [f"{people[0]} is {concept}" for concept in chains[0]] + [f"{people[0]} is {_said(asked, negated)}"]
+        chain, conclusion = chains[0], _said(asked, negated)
+        steps = [f"{people[0]} is {chain[0]}", *(f"{a} is {b}" for a, b in zip(chain, chain[1:], strict=False))]
+        steps += [f"{chain[-1]} is {conclusion}", f"{people[0]} is {conclusion}"]
         answer = _ANSWERS[convention][0 if claim_negated == negated else 1]
         key = "|".join([*sorted(rules), *sorted(places), claim])
         return Draft(question, tuple(steps), answer, key, {"hops": hops})

@@ -77,7 +77,9 @@ class LocalFile(Task):
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            raise UserError(f"task {self.name!r}: no such file", where=path, fix="paths are relative to where the command runs") from None
+            raise UserError(
+                f"task {self.name!r}: no such file", where=path, fix="paths are relative to where the command runs"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"task {self.name!r}: cannot read the file ({error})", where=path) from None
         rows = [self._row(line, f"{path}:{i}", i) for i, line in enumerate(lines, 1) if line.strip()]
@@ -90,7 +92,9 @@ class LocalFile(Task):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"task {self.name!r}: not JSON ({error.msg})", where=f"{where}:{error.colno}", fix="one JSON object a line") from None
+            raise UserError(
+                f"task {self.name!r}: not JSON ({error.msg})", where=f"{where}:{error.colno}", fix="one JSON object a line"
+            ) from None
         if not isinstance(row, dict):
             raise UserError(f"task {self.name!r}: a line holds {type(row).__name__}, not an object", where=where)
 
@@ -115,4 +119,6 @@ class LocalFile(Task):
             if split not in SPLITS:
                 raise UserError(f"task {self.name!r}: split {split!r} is none of {', '.join(SPLITS)}", where=where)
         steps = tuple(step for step in steps if step)
-        return Example(f"{self.name}/{number}", self.name, question, steps, answer, {"family": s.family, "hops": len(steps)}), split
+        return Example(
+            f"{self.name}/{number}", self.name, question, steps, answer, {"family": s.family, "hops": len(steps)}
+        ), split

@@ -1,7 +1,7 @@
 """The embedded backbone and assistant: weights, tokenizer, recipe, checksums.
 
-``builtin:tiny`` is the backbone at the end of its pretraining, ``builtin:tiny@25`` and ``builtin:tiny@50`` after 25 % and 50 % of it
-(capability is an axis of the study), ``builtin:tiny-assistant`` the smaller model that thinks for it.
+``builtin:tiny`` is the backbone at the end of its pretraining, ``builtin:tiny@25`` and ``builtin:tiny@50`` after 25 % and
+50 % of it (capability is an axis of the study), ``builtin:tiny-assistant`` the smaller model that thinks for it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def resolve(name: str) -> Path:
     for file, expected in read_json(HERE / CHECKSUMS).items():
         path = HERE / file
         if path.parent == folder and (not path.exists() or sha256_of(path) != expected):
+            problem = "not the file that was trained" if path.exists() else "missing"
             raise UserError(
-                f"the embedded model {name!r} is damaged: {file} is {'not the file that was trained' if path.exists() else 'missing'}",
+                f"the embedded model {name!r} is damaged: {file} is {problem}",
                 fix="install the package again, or train it: python -m cl_softcot.tiny.pretrain",
             )
     return folder

@@ -16,14 +16,12 @@ from cl_softcot.tasks.arithmetic import Arithmetic
 from cl_softcot.tasks.base import Draft, Example, SyntheticTask
 from cl_softcot.tasks.dates import Dates
 from cl_softcot.tasks.deduction import Deduction
-from cl_softcot.tasks.facts import N_PUBLIC, VALUES, Facts, world
+from cl_softcot.tasks.facts import N_PUBLIC, Facts, world
 from cl_softcot.tasks.graph import Graph
 from cl_softcot.tasks.lists import Lists
 from cl_softcot.tasks.tracking import Tracking
 
-FAMILIES: dict[str, type[SyntheticTask]] = {
-    t.family: t for t in (Graph, Deduction, Arithmetic, Dates, Lists, Tracking, Facts)
-}
+FAMILIES: dict[str, type[SyntheticTask]] = {t.family: t for t in (Graph, Deduction, Arithmetic, Dates, Lists, Tracking, Facts)}
 INSTRUCTIONS = {"cot": "think aloud :", "direct": "answer only :", "recite": "recite :"}
 STEP_SEPARATOR = " ; "
 ANSWER_MARKER = "answer"

@@ -8,7 +8,6 @@ and with them graph, deduction and tracking, are not learned in this time.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import random
@@ -67,8 +66,8 @@ def build_model(recipe: dict, vocab_size: int):
 
     shape = recipe["shape"]
     config = LlamaConfig(
-        vocab_size=vocab_size, tie_word_embeddings=True, attention_bias=True, max_position_embeddings=256, pad_token_id=0, eos_token_id=1,
-        bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        vocab_size=vocab_size, tie_word_embeddings=True, attention_bias=True, max_position_embeddings=256,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
         num_key_value_heads=shape["num_attention_heads"], attn_implementation="eager",
         initializer_range=0.02 * (192 / shape["hidden_size"]) ** 0.5, **shape,
     )  # fmt: skip
@@ -150,7 +149,7 @@ def _tensors(batch, prompt_weight: float):
 class _SharedMean:
     """Averages a flat tensor over worker processes through shared memory (gloo's sockets took longer than the model).
 
-    Two buffers take turns, so that one barrier a step is enough; the order of the sum is the same everywhere, and so is the result.
+    Two buffers take turns, so that one barrier a step is enough; the order of the sum, and so the result, is the same everywhere.
     """
 
     def __init__(self, workers: int, largest: int):
@@ -251,7 +250,9 @@ class _Trainer:
         import torch
 
         flat = self.mean(torch.cat([p.grad.float().reshape(-1) for p in self.parameters.values()]))
-        for (name, parameter), part in zip(self.parameters.items(), flat.split([p.numel() for p in self.parameters.values()]), strict=True):
+        for (name, parameter), part in zip(
+            self.parameters.items(), flat.split([p.numel() for p in self.parameters.values()]), strict=True
+        ):
             self.masters[name].grad = part.view_as(parameter)
             parameter.grad = None
 

@@ -74,12 +74,15 @@ def _score(model: Any, mode: str, family: str, settings: dict[str, Any], n: int)
     examples = _fresh(task, n)
     reasoning = find("reasoning", "direct" if mode == "direct" else "cot")()
     policy = BasePolicy(model, batch_size=500, reasoning=reasoning)
-    verdicts = [
-        task.judge(e, g.text).outcome for e, g in zip(examples, policy.generate(examples, 128), strict=True)
-    ]
+    verdicts = [task.judge(e, g.text).outcome for e, g in zip(examples, policy.generate(examples, 128), strict=True)]
     right = verdicts.count("right")
     interval = [round(x, 4) for x in wilson_interval(right, len(verdicts))]
-    return {"accuracy": right / len(verdicts), "n": len(verdicts), "interval": interval, "unanswered": verdicts.count("unanswered")}
+    return {
+        "accuracy": right / len(verdicts),
+        "n": len(verdicts),
+        "interval": interval,
+        "unanswered": verdicts.count("unanswered"),
+    }
 
 
 def _fresh(task: Any, n: int) -> list[Any]:

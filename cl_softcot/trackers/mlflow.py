@@ -38,7 +38,7 @@ from cl_softcot.trackers.event_log import read_events
 POSITION_FILE = "mlflow.json"
 BATCH = 500  # MLflow takes 1000 metrics a call; half of that stays far below its limit of 1 MB
 PROBE_SECONDS = 3.0
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 600.0  # MLflow makes a new database in seconds, but in minutes on a machine that is busy
 # By default one call to a dead server blocks for four minutes. What a user sets wins.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -52,8 +52,10 @@ _ENVIRONMENT = {
 _VIEW_TAG = "mlflow.sharedViewState."
 RUNS_VIEW, METHODS_VIEW = "runs", "methods"
 _IN_ORDER = {"runsHiddenMode": "SHOW_ALL", "orderByKey": "attributes.start_time", "orderByAsc": True}
-_BY_METHOD = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "method"}]}
+_BY_METHOD = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in ("method", "order")]}
 _VIEWS = {RUNS_VIEW: _IN_ORDER, METHODS_VIEW: {**_IN_ORDER, "groupBy": _BY_METHOD}}
+# Opens the experiment's pages for model training, where the charts are, and not those for chat traces.
+_KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
 _NOTE_MARK = "<!-- cl_softcot: replaced at the end of every run -->"
 
 
@@ -167,7 +169,7 @@ class _Sending:
         place = None if path is None else (path.parent / "mlruns" / quote(self.experiment, safe=" ")).as_uri()
         try:
             views = {_VIEW_TAG + name: json.dumps(state) for name, state in _VIEWS.items()}
-            return self.client.create_experiment(self.experiment, artifact_location=place, tags=views)
+            return self.client.create_experiment(self.experiment, artifact_location=place, tags=views | _KIND_TAG)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -363,10 +365,11 @@ def how_to_look(uri: str, experiment_id: str, view: str = RUNS_VIEW) -> str:
 def _mlflow() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for logger in ("mlflow", "alembic"):  # its tracebacks and migration notes would run across the progress bars
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
     import mlflow
 
+    # Its tracebacks and migration notes would run across the progress bars. After the import, which sets levels.
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     return mlflow
 
 
@@ -407,12 +410,14 @@ def _check_alive(uri: str) -> None:
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=LOCK_SECONDS)
+            connection = sqlite3.connect(path, timeout=PROBE_SECONDS)
             try:
-                connection.execute("SELECT count(*) FROM sqlite_master")
+                connection.execute("PRAGMA schema_version")
             finally:
                 connection.close()
         except (sqlite3.Error, OSError) as error:
+            if "locked" in str(error):
+                return  # by another writer, for whom the lock of the store waits
             raise _Failed(f"MLflow's database {path} cannot be opened ({_first_line(error)})") from None
 
 

@@ -41,7 +41,7 @@ def write_predictions(run_folder: str | Path, result: Mapping[str, Any]) -> list
         groups.setdefault(key[:2], []).append((before.get(key, {}), new))
     chosen = {key: sorted(pairs[:PER_TASK], key=_lost_first) for key, pairs in groups.items()}
     atomic_write_text(folder / PAGE, _page(result, groups, chosen))
-    rows = [_row(name, old, new) for (_, name), pairs in chosen.items() for old, new in pairs]
+    rows = [_row(_label(*key), old, new) for key, pairs in chosen.items() for old, new in pairs]
     atomic_write_json(folder / TABLE, {"columns": list(_COLUMNS), "data": rows})
     return [folder / PAGE, folder / TABLE]
 
@@ -55,6 +55,10 @@ def _lost_first(pair: tuple[dict[str, Any], dict[str, Any]]) -> int:
     """0: lost (right before, not right now), 1: won, 2: no change."""
     was, now = (p.get("outcome") == "right" for p in pair)
     return 2 if was == now else 0 if was else 1
+
+
+def _label(kind: str, name: str) -> str:
+    return f"retention: {name}" if kind == "retention" else name
 
 
 def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]:
@@ -76,9 +80,8 @@ def _page(result: Mapping[str, Any], groups: Mapping[Any, Any], chosen: Mapping[
         everything = groups[kind, name]
         lost = sum(_lost_first(pair) == 0 for pair in everything)
         won = sum(_lost_first(pair) == 1 for pair in everything)
-        label = "retention, " if kind == "retention" else ""
         parts.append(
-            f"<h2>{label}{html.escape(name)} <small>{len(everything)} examples: {lost} lost, {won} won</small></h2>"
+            f"<h2>{html.escape(_label(kind, name))} <small>{len(everything)} examples: {lost} lost, {won} won</small></h2>"
             "<table><col class=q><col class=a><col><col>"
             "<tr><th>question<th>right answer<th>the base wrote<th>the model wrote</tr>"
         )
