@@ -86,19 +86,21 @@ def _score(model: Any, mode: str, family: str, settings: dict[str, Any], n: int)
 
 
 def _fresh(task: Any, n: int) -> list[Any]:
-    """``n`` test examples; where a closed set (the facts) has fewer, all of its test and validation examples that there are."""
+    """``n`` test examples; of a closed set that has fewer (the facts), its test and validation examples, as many as there are."""
     try:
         return task.examples("test", n, seed=1)
     except UserError:
-        return [e for split in ("test", "valid") for e in _all(task, split)][:n]
+        return [e for split, share in (("test", 0.7), ("valid", 0.3)) for e in _most(task, split, int(n * share))]
 
 
-def _all(task: Any, split: str) -> list[Any]:
-    for n in range(500, 0, -10):
+def _most(task: Any, split: str, n: int) -> list[Any]:
+    """``n`` examples, or a little under what there is: drawing the last few of a closed set takes for ever."""
+    while n > 0:
         try:
             return task.examples(split, n, seed=1)
-        except UserError:
-            continue
+        except UserError as error:
+            found = int(str(error).partition("(found ")[2].partition(")")[0] or 0)
+            n = min(n - 1, found)
     return []
 
 
