@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_text, dump_json, read_json, read_jsonl
+from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json, read_json, read_jsonl, sha256_of
 from cl_softcot.metrics.cost import cost_per_answer
 from cl_softcot.metrics.drift import DriftReference, drift, written_ids
 from cl_softcot.metrics.intervals import bootstrap_interval
@@ -118,6 +118,11 @@ class Evaluator:
             self._sets = {GENERAL: list(general), **self._sets}
         self._references: list[DriftReference] = []
 
+    @property
+    def same_family(self) -> list[str]:
+        """Retention's sets that are of a family of the stream: by what they are, whatever they are called."""
+        return [probe.name for probe in self.families if probe.task.family in self.stream_families]
+
     # ------------------------------------------------------------------------------------------------- the base
 
     def measure_base(self, shared: Path) -> None:
@@ -128,6 +133,33 @@ class Evaluator:
         }
         _write_predictions(shared / "base_predictions.jsonl", predictions)
         atomic_write_text(shared / "base_continuations.json", dump_json(continuations) + "\n")
+        atomic_write_json(shared / "base.json", self._base_record())  # last: without it the base was not measured
+
+    def has_measured_base(self, shared: Path) -> bool:
+        """Whether ``measure_base`` did its work there, with this base and on these data.
+
+        Raises:
+            UserError: if it did, but with others: numbers of the two must not stand beside each other.
+        """
+        path = shared / "base.json"
+        if not path.exists():
+            return False
+        known, wanted = read_json(path), self._base_record()
+        differs = [name for name in {**wanted, **known} if known.get(name) != wanted.get(name)]
+        if differs:
+            raise UserError(
+                f"this folder was begun with other data or another base (what differs: {', '.join(differs)})",
+                where=str(path),
+                fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
+            )
+        return True
+
+    def _base_record(self) -> dict[str, Any]:
+        """What the base's answers depend on: its weights, how it writes, and every set of examples."""
+        sets = [(f"{p.kind} {p.name}", p.examples) for p in (*self.tasks, *self.families)]
+        sets += [(f"drift {name}", examples) for name, examples in self._sets.items()]
+        written = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": self.settings.batch_size}
+        return {"base": self.base.fingerprint, **written, **{name: _hash_of(examples) for name, examples in sets}}
 
     def load_base(self, shared: Path) -> None:
         """Takes over what ``measure_base`` found."""
@@ -188,7 +220,7 @@ class Evaluator:
         if not answered:
             return None
         outcomes = {probe.name: [p["outcome"] == "right" for p in answered[probe.name]] for probe in self.families}
-        return retention(outcomes, self.stream_families, self.settings.bootstrap)
+        return retention(outcomes, self.same_family, self.settings.bootstrap)
 
     def _drift(self, policy: Any) -> dict[str, Any]:
         return drift(policy, self.base, self._references, max_new_tokens=self.settings.max_new_tokens)
@@ -220,6 +252,10 @@ def _broken_down(predictions: Sequence[Prediction]) -> dict[str, dict[str, list[
             if key in p["meta"]:
                 groups.setdefault(f"{key}={p['meta'][key]}", []).append(p["outcome"] == "right")
     return {name: [sum(right) / len(right), len(right)] for name, right in sorted(groups.items())}
+
+
+def _hash_of(examples: Sequence[Example]) -> str:
+    return sha256_of(dump_json([[e.id, e.question, list(e.steps), e.answer] for e in examples]).encode())
 
 
 def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -90,20 +90,31 @@ def general_examples(config: Experiment, backbone: LanguageModel) -> list[Any]:
     return general_text(config.evaluate.drift, 0)
 
 
-def make_evaluator(config: Experiment, order: str) -> Evaluator:
+def make_evaluator(config: Experiment, tasks: Sequence[Task]) -> Evaluator:
     backbone, _ = load_models(config)
     base = BasePolicy(backbone, batch_size=config.evaluate.batch_size)
-    tasks, families = make_tasks(config, order), retention_tasks(config, backbone)
-    return Evaluator(config.evaluate, tasks, families, general_examples(config, backbone), base)
+    return Evaluator(config.evaluate, tasks, retention_tasks(config, backbone), general_examples(config, backbone), base)
 
 
 def measure_base(config: Experiment, shared: Path, report: Report) -> None:
-    """What is the same for every run: the base's answers and continuations. Done once an experiment."""
-    if (shared / "base_continuations.json").exists():
+    """What is the same for every run: the base's answers and continuations, on all tasks (an order may leave some out). Done
+    once an experiment.
+
+    Raises:
+        UserError: if it was done on other data, or with another base.
+    """
+    make_exact()
+    evaluator = make_evaluator(config, [task.make() for task in config.tasks])
+    if evaluator.has_measured_base(shared):
         return
     report({"text": "answering everything as the base does, once for all methods"})
-    evaluator = make_evaluator(config, next(iter(config.orders)))
     evaluator.measure_base(shared)
+
+
+def make_exact() -> None:
+    """One core a run; the same sums in the same order, however many run side by side, and in whatever environment."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 # ------------------------------------------------------------------------------------------------------- the run
@@ -115,8 +126,7 @@ def run_one(config: Experiment, spec: RunSpec, folder: Path, shared: Path, prove
     Raises:
         UserError: for everything that the user can mend (a loss that diverged, a full disk, data that do not fit).
     """
-    torch.set_num_threads(1)  # one core a run; the same sums in the same order, however many run side by side
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    make_exact()
     run = _Run(config, spec, folder, shared, report)
     run.log.status("RUNNING")
     try:
@@ -144,7 +154,7 @@ class _Run:
         reasoning.build(self.parts, spec.seed)
         self.strategy = self.method.strategy.cls(self.method.strategy.settings)
         self.strategy.prepare(self.parts, spec.seed)
-        self.evaluator = make_evaluator(config, spec.order)
+        self.evaluator = make_evaluator(config, make_tasks(config, spec.order))
         self.evaluator.load_base(shared)
         self.tasks = [probe.task for probe in self.evaluator.tasks]
         self.bank = self.router = None
@@ -240,7 +250,7 @@ class _Run:
             self.evaluator.answers.remember_file(predictions)
             self.evaluator.answers.remember_file(self.folder / "predictions" / f"weights_alone_{i}.jsonl")
             row = read_json(path)
-        elif i < self._done:
+        elif i < self._done or (self._inside and i == self._done):
             raise UserError(
                 f"row {i} is missing, and later turns were learned since", where=str(path), fix="start over with --restart"
             )
@@ -262,7 +272,8 @@ class _Run:
             return row
         policy: Any = MethodPolicy(self.parts, self.strategy, batch_size=size)
         if self.bank:
-            policy = PerTaskPolicy(self.bank, self.router, alone, batch_size=size)
+            # With a base policy of its own: `alone` is the weights as they are, and remembers their fingerprint.
+            policy = PerTaskPolicy(self.bank, self.router, batch_size=size)
         return self.evaluator.row(i, policy, alone, self.folder)
 
     # -------------------------------------------------------------------------------------------------------- result
@@ -281,6 +292,8 @@ class _Run:
             },
             "retention": {
                 "families": [probe.name for probe in self.evaluator.families],
+                "same_family": [p.name for p in self.evaluator.families if p.task.family in self.evaluator.stream_families],
+                "same_family": self.evaluator.same_family,
                 "as_used": [r["retention"]["as_used"] for r in rows],
                 "weights_alone": [r["retention"]["weights_alone"] for r in rows],
             },
@@ -355,11 +368,13 @@ class _Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Figures, tables and last numbers; ``result.json`` comes last: a run without it is not finished."""
         from cl_softcot.trackers import figures
-        from cl_softcot.trackers.predictions import write_predictions
+        from cl_softcot.trackers.predictions import TABLE_TAGS, write_predictions
 
         self._say("drawing", 0.99)
         pages = figures.draw_run(result, self.folder / "figures") + write_predictions(self.folder, result)
-        self.log.metrics(len(self.tasks), final_metrics(result))
+        self.log.metrics(0, final_metrics(result))  # MLflow draws a bar for a metric whose only step is 0
+        if pages:
+            self.log.tags(TABLE_TAGS)
         for page in pages:
             self.log.artifact(page.relative_to(self.folder))
         atomic_write_json(self.folder / "result.json", result)

@@ -78,10 +78,15 @@ class Orchestration:
         self.shared = folder / "shared"
         self.failed: dict[str, str] = {}
         if restart:
+            if (folder / "runs").exists() and not (folder / "experiment.json").exists():
+                raise UserError(
+                    "the folder was not written by this command, so nothing in it is thrown away",
+                    where=str(folder),
+                    fix="write to another folder with output_dir=PATH",
+                )
             for name in ("runs", "shared", "experiment.json", "config.yaml", "summary.json", "table.txt", "comparison.png"):
                 _remove(folder / name)
         self._refuse_other_settings()
-        self._write_provenance()
 
     def _run_folder(self, spec: RunSpec) -> Path:
         return self.folder / "runs" / spec.key
@@ -145,17 +150,23 @@ class Orchestration:
         todo = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
         with ProgressDisplay([spec.key for spec in self.specs]) as display:
             self._sender = self._start_mlflow(display)
-            for spec in self.specs:
-                if self._sender:
-                    self._sender.poke(self._run_folder(spec))
-                if spec not in todo:
-                    display.update({"run": spec.key, "phase": "kept"})
             if todo:
                 self._run_all(todo, display)
+            else:
+                self._begin(todo, display)
             results = self._conclude()
             unsent = self._sender.close(60.0) if self._sender else []
         self._print(results, unsent)
         return 1 if self.failed else 0
+
+    def _begin(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
+        """From here on the folder is this experiment's: nothing is written before what it holds was found to fit."""
+        self._write_provenance()
+        for spec in self.specs:
+            if self._sender:
+                self._sender.poke(self._run_folder(spec))
+            if spec not in todo:
+                display.update({"run": spec.key, "phase": "kept"})
 
     def _start_mlflow(self, display: ProgressDisplay) -> Any:
         if not self.config.tracking.mlflow:
@@ -172,6 +183,7 @@ class Orchestration:
         pool = ProcessPoolExecutor(self.jobs, context, _start_worker, (messages, os.getpid()))
         try:
             pool.submit(_work_on_base, self.config, self.shared).result()
+            self._begin(todo, display)
             waiting = {
                 pool.submit(_work_on_run, self.config, s, self._run_folder(s), self.shared, self.provenance): s for s in todo
             }
@@ -179,13 +191,14 @@ class Orchestration:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._note_end(future, waiting.pop(future), display)
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process died; the system may have run out of memory",
-                fix="run the same command again, with a smaller --jobs",
-            ) from None
+        except BaseException as error:
+            _kill_workers(pool)
+            if isinstance(error, BrokenProcessPool):
+                raise _worker_died() from None
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            messages.cancel_join_thread()  # a killed worker may hold the queue's lock: our exit must not wait for it
             messages.put(None)
             pump.join(5)
 
@@ -265,8 +278,23 @@ class Orchestration:
                 print(f"{len(unsent)} runs did not reach MLflow. {later(self.folder)}")
 
 
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    """Ends work in progress after Ctrl-C or an error: at its exit the interpreter would wait for the workers."""
+    for worker in list((getattr(pool, "_processes", None) or {}).values()):
+        worker.kill()
+
+
+def _worker_died() -> UserError:
+    error = UserError(
+        "a worker process died; the system may have run out of memory",
+        fix="run the same command again, with a smaller --jobs: what is finished is kept",
+    )
+    error.exit_status = 1  # not a mistake of the user's
+    return error
+
+
 def _last(result: dict[str, Any], section: str) -> dict[str, Any]:
-    return {view: rows[-1] for view, rows in result[section].items() if view != "families"}
+    return {view: result[section][view][-1] for view in ("as_used", "weights_alone")}
 
 
 def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:

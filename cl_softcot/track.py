@@ -55,7 +55,11 @@ def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> in
         if len(ids) == 1 and len(places) > 1:
             _note(Path(folder), ids.pop(), uri)
     if last:
-        print(mlflow.how_to_look(last.uri, last.experiment_id))
+        # <method>.<order>.seed<n>: several runs of a method are easier to compare as means
+        names = [place.name for places in runs.values() for place in places]
+        several = len({name.rsplit(".", 2)[0] for name in names}) < len(set(names))
+        view = mlflow.METHODS_VIEW if several else mlflow.RUNS_VIEW
+        print(mlflow.how_to_look(last.uri, last.experiment_id, view))
     return 1 if failed else 0
 
 

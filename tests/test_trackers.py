@@ -44,7 +44,7 @@ MORE = [
 # --- results of a realistic shape -----------------------------------------------------------------------
 
 
-def make_run(folder: Path, method: str, seed: int = 0, order: str = "given", *, n: int = 300, predictions: bool = True):
+def make_run(folder: Path, method: str, seed: int = 0, order: str = "given", *, n: int = 300, views: bool = True):
     """Writes one finished run (result, predictions, event log) into `folder` and returns its result."""
     strategy, learned, forgets, loses, drifts, parameters = METHODS.get(method) or _settings_of(method)
     tasks = TASKS if order == "given" else TASKS[::-1]
@@ -69,10 +69,9 @@ def make_run(folder: Path, method: str, seed: int = 0, order: str = "given", *, 
         outcomes.append(row)
     result = _result(method, strategy, tasks, outcomes, seed, order, drifts, parameters, rng)
     folder.mkdir(parents=True, exist_ok=True)
-    if predictions:
-        for i, row in enumerate(outcomes):
-            _write_predictions(folder, i, row)
-    _log(folder, result)
+    for i, row in enumerate(outcomes):
+        _write_predictions(folder, i, row)
+    _log(folder, result, views)
     atomic_write_json(folder / "result.json", result)
     return result
 
@@ -155,7 +154,7 @@ def _write_predictions(folder: Path, i: int, row) -> None:
     atomic_write_text(folder / "predictions" / f"row_{i}.jsonl", "".join(dump_json(line) + "\n" for line in lines))
 
 
-def _log(folder: Path, result) -> None:
+def _log(folder: Path, result, views: bool) -> None:
     from cl_softcot.trackers import figures, predictions
     from cl_softcot.trackers.results import palette
 
@@ -173,9 +172,10 @@ def _log(folder: Path, result) -> None:
     for i in range(len(result["tasks"]) + 1):
         log.metrics(i, event_log.row_metrics(result, i))
     log.metrics(0, event_log.final_metrics(result))
-    for path in [*figures.draw_run(result, folder / "figures"), *predictions.write_predictions(folder, result)]:
-        log.artifact(path.relative_to(folder))
-    log.tags(predictions.TABLE_TAGS)
+    if views:
+        for path in [*figures.draw_run(result, folder / "figures"), *predictions.write_predictions(folder, result)]:
+            log.artifact(path.relative_to(folder))
+        log.tags(predictions.TABLE_TAGS)
     log.status("FINISHED")
 
 
@@ -372,7 +372,7 @@ def test_a_run_deleted_there_or_started_over_here(run, store):
     assert second.ok and second.run_id != first.run_id and second.sent == first.sent
     before = points(store)
     shutil.rmtree(run)
-    make_run(run, "full_cot", n=60)  # --restart: the same run in the same folder, with a new log
+    make_run(run, "full_cot", n=60, views=False)  # --restart: the same run in the same folder, with a new log
     third = mlflow.sync(run, store)
     assert third.ok and "trash" in third.message
     assert list(points(store)) == list(before) and len(points(store)["full_cot · seed 0"]) == third.sent
@@ -526,7 +526,7 @@ def test_track_sends_later_and_says_where_to_look(tmp_path, store, capsys, monke
     from cl_softcot import track
 
     folder = tmp_path / "experiment"
-    make_experiment(folder, ["zero_shot_cot", "softcot"], n=60)
+    make_experiment(folder, ["zero_shot_cot", "softcot"], n=60, views=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     assert track.main([str(folder)]) == 1
     assert "does not answer" in capsys.readouterr().err
@@ -560,13 +560,13 @@ def test_track_help_is_fast():
 
 @pytest.fixture(scope="module")
 def sixteen(tmp_path_factory):
-    return make_experiment(tmp_path_factory.mktemp("sixteen"), [*METHODS, *MORE], n=60)
+    return make_experiment(tmp_path_factory.mktemp("sixteen"), [*METHODS, *MORE], n=60, views=False)
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     methods = ["zero_shot_cot", "full_cot", "softcot_per_task_oracle"]
-    return make_experiment(tmp_path_factory.mktemp("several"), methods, seeds=(0, 1, 2), n=60)
+    return make_experiment(tmp_path_factory.mktemp("several"), methods, seeds=(0, 1, 2), n=60, views=False)
 
 
 @pytest.mark.parametrize("width", [200, 100, 80])
@@ -710,7 +710,7 @@ def test_intervals_hold_what_they_promise(runs):
     from cl_softcot.trackers import conclusion
 
     rng = np.random.default_rng(1)
-    claims, trials = 0, 200
+    claims, trials = 0, 100
     for trial in range(trials):
         results = []
         for _ in range(runs):
@@ -726,7 +726,7 @@ def test_intervals_hold_what_they_promise(runs):
             )
         change = _change_of_pairs(conclusion, results, trial)
         claims += change.sign != 0
-    assert claims / trials <= 0.10, claims
+    assert claims <= 10, claims
 
 
 def _change_of_pairs(conclusion, results, seed):

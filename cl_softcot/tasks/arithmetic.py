@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import GOODS, PEOPLE
 
 _SIGN = {"buys": 1, "finds": 1, "sells": -1, "loses": -1}
@@ -14,7 +15,7 @@ _TRADES = ("buys", "sells")
 
 
 class Settings(SyntheticSettings):
-    events: int | list[int] = Field([1, 2, 3, 4], description="changes to the starting number")
+    events: Annotated[Amount, between(1, 99)] = Field([1, 2, 3, 4], description="changes to the starting number")
     largest: int = Field(50, ge=20, le=99, description="no number on the way is larger")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cl_softcot.errors import UserError
 
@@ -110,6 +110,29 @@ def split_of(family: str, key: str) -> Split:
     """The one split that a question belongs to: a hash of what it asks (80 / 10 / 10)."""
     bucket = int.from_bytes(hashlib.sha256(f"{family}|{key}".encode()).digest()[:4], "big") % 100
     return next(split for limit, split in _SHARES if bucket < limit)
+
+
+Amount = int | list[int]  # a difficulty setting: a number, or a list of them to draw from
+
+
+def between(lowest: int, highest: int) -> AfterValidator:
+    """Bounds of a difficulty setting: what the word stock has room for."""
+
+    def check(value: Amount) -> Amount:
+        numbers = [value] if isinstance(value, int) else value
+        if not numbers:
+            raise ValueError("should not be an empty list")
+        for number in numbers:
+            if not lowest <= number <= highest:
+                raise ValueError(f"should be between {lowest} and {highest} (got {number})")
+        return value
+
+    return AfterValidator(check)
+
+
+def largest_of(value: Amount) -> int:
+    """The largest number that a difficulty setting can come to."""
+    return value if isinstance(value, int) else max(value)
 
 
 def choose(rng: random.Random, value: int | Sequence[int]) -> int:

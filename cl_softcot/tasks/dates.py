@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import DAYS
 
 
 class Settings(SyntheticSettings):
-    events: int | list[int] = Field([1, 2, 3], description="moves in time")
+    events: Annotated[Amount, between(1, 99)] = Field([1, 2, 3], description="moves in time")
 
 
 class Dates(SyntheticTask):

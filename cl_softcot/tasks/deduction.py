@@ -8,18 +8,23 @@ only by following the chain of the person who is asked about.
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import CONCEPTS, PEOPLE, PROPERTIES
 
 _ANSWERS = {"true_false": ("true", "false"), "yes_no": ("yes", "no")}
 
 
 class Settings(SyntheticSettings):
-    hops: int | list[int] = Field([1, 2, 3, 4], description="rules from the person's concept to the property")
-    distractors: int | list[int] = Field([0, 1], description="further rules about another property, in each chain")
+    hops: Annotated[Amount, between(1, len(CONCEPTS) // 2)] = Field(
+        [1, 2, 3, 4], description="rules from the person's concept to the property"
+    )
+    distractors: Annotated[Amount, between(0, len(PROPERTIES) - 1)] = Field(
+        [0, 1], description="further rules, each about another property, in each chain"
+    )
 
 
 class Deduction(SyntheticTask):
@@ -30,7 +35,7 @@ class Deduction(SyntheticTask):
     def draft(self, rng: random.Random, convention: str) -> Draft:
         hops, distractors = choose(rng, self.settings.hops), choose(rng, self.settings.distractors)
         concepts = rng.sample(CONCEPTS, 2 * hops)
-        asked, other = rng.sample(PROPERTIES, 2)
+        asked, *others = rng.sample(PROPERTIES, 1 + max(1, distractors))  # one each: rules never contradict each other
         people = rng.sample(PEOPLE, 2)
         negated = rng.random() < 0.5
         chains = [concepts[:hops], concepts[hops:]]
@@ -38,7 +43,7 @@ class Deduction(SyntheticTask):
         for chain, negative in zip(chains, (negated, not negated), strict=True):
             rules += [f"{a} is {b}" for a, b in zip(chain, chain[1:], strict=False)]
             rules.append(f"{chain[-1]} is {_said(asked, negative)}")
-            rules += [f"{rng.choice(chain)} is {_said(other, rng.random() < 0.5)}" for _ in range(distractors)]
+            rules += [f"{rng.choice(chain)} is {_said(other, rng.random() < 0.5)}" for other in others[:distractors]]
         rng.shuffle(rules)
         places = [f"{person} is {chain[0]}" for person, chain in zip(people, chains, strict=True)]
         rng.shuffle(places)

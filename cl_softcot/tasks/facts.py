@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import SPLITS, Draft, Split, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import SPLITS, Amount, Draft, Split, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import CITIES, FOODS, JOBS, PEOPLE, PETS
 
 Store = Literal["public", "private", "both"]
@@ -56,7 +56,7 @@ def _home_group() -> dict[str, tuple[str, Split]]:
 
 
 class Settings(SyntheticSettings):
-    lookups: int | list[int] = Field([1, 2], description="facts that one answer needs")
+    lookups: Annotated[Amount, between(1, 8)] = Field([1, 2], description="facts that one answer needs")
     store: Store = Field("public", description="public: the backbone knows them; private: only the assistant does")
 
 

@@ -2,22 +2,31 @@
 
 ProsQA's shortcuts (fewer mentions, a parent near the root, nobody else above the target: up to .84 without a search)
 cannot work here: two people stand above two components of the same shape, so that the same facts answer the same
-question about the other person with the other option.
+question about the other person with the other option. (With one or two hops, a rule that looks two hops far is the whole search.)
 """
 
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose, largest_of
 from cl_softcot.tasks.words import CONCEPTS, PEOPLE
+
+_ROOM = len(CONCEPTS) // 2 - 1  # edges that one of the two components has concepts for
 
 
 class Settings(SyntheticSettings):
-    hops: int | list[int] = Field([1, 2, 3], description="edges from the person's concept to the answer")
-    branches: int | list[int] = Field([0, 1], description="dead ends in each of the two components")
+    hops: Annotated[Amount, between(1, _ROOM)] = Field([1, 2, 3], description="edges from the person's concept to the answer")
+    branches: Annotated[Amount, between(0, _ROOM - 1)] = Field([0, 1], description="dead ends in each of the two components")
+
+    @model_validator(mode="after")
+    def _enough_concepts(self) -> Settings:
+        if largest_of(self.hops) + largest_of(self.branches) > _ROOM:
+            raise ValueError(f"hops and branches together can be {_ROOM} at most: there are {len(CONCEPTS)} concepts")
+        return self
 
 
 class Graph(SyntheticTask):

@@ -4,16 +4,17 @@ Alternative convention: items are counted from zero."""
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import LETTERS
 
 
 class Settings(SyntheticSettings):
-    events: int | list[int] = Field([1, 2, 3], description="operations")
-    length: int | list[int] = Field([3, 4], description="items at the start")
+    events: Annotated[Amount, between(1, 99)] = Field([1, 2, 3], description="operations")
+    length: Annotated[Amount, between(2, len(LETTERS))] = Field([3, 4], description="items at the start")
 
 
 class Lists(SyntheticTask):

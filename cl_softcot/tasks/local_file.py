@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,71 +55,87 @@ class LocalFile(Task):
         s = self.settings
         return {"train": s.path, "valid": s.valid_path, "test": s.test_path}[split] or s.path
 
+    @property
+    def _own_file(self) -> list[Split]:
+        """The splits that have a file of their own."""
+        return [split for split, path in (("test", self.settings.test_path), ("valid", self.settings.valid_path)) if path]
+
     @cached_property
     def _by_split(self) -> dict[str, list[Example]]:
-        s = self.settings
+        own = self._own_file
         found: dict[str, list[Example]] = {split: [] for split in SPLITS}
-        own_file = {split for split, path in (("valid", s.valid_path), ("test", s.test_path)) if path}
-        for split in own_file:
-            found[split] = [example for example, _ in self._read(self._file_of(split))]
-        seen = {e.question: split for split in own_file for e in found[split]}
-        for example, stated in self._read(s.path):
-            split = stated or split_of(self.name, example.question)
-            if split in own_file or (not stated and own_file == {"valid", "test"}):
-                split = "train"
-            if example.question in seen:  # the same question in two splits would be a leak; the evaluation split keeps it
-                continue
-            seen[example.question] = split
-            found[split].append(example)
+        for split in own:
+            found[split] = [example for example, _ in self._read(self._file_of(split), None)]
+        for example, stated in self._read(self.settings.path, self.settings.split_field):
+            split = stated or ("train" if len(own) == 2 else split_of("local", question_key(example.question)))
+            found["train" if split in own else split].append(example)
+        # A question that stands in two splits would be a leak: test keeps it, then valid, and training goes without.
+        seen: set[str] = set()
+        for split in ("test", "valid", "train"):
+            kept = []
+            for example in found[split]:
+                key = question_key(example.question)
+                if key not in seen:
+                    kept.append(replace(example, id=f"{self.name}/{split}/{example.id}"))
+                    seen.add(key)
+            found[split] = kept
         return found
 
-    def _read(self, path: str) -> list[tuple[Example, Split | None]]:
-        file = Path(path)
+    def _read(self, path: str, split_field: str | None) -> list[tuple[Example, Split | None]]:
+        """The rows of a file, named by their line, and the split that each says it is of."""
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            text = Path(path).read_text(encoding="utf-8-sig")
         except FileNotFoundError:
-            raise UserError(
-                f"task {self.name!r}: no such file", where=path, fix="paths are relative to where the command runs"
-            ) from None
+            fix = "paths are relative to where the command runs"
+            raise UserError(f"task {self.name!r}: no such file", where=path, fix=fix) from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"task {self.name!r}: cannot read the file ({error})", where=path) from None
-        rows = [self._row(line, f"{path}:{i}", i) for i, line in enumerate(lines, 1) if line.strip()]
+        lines = enumerate(text.split("\n"), 1)  # not splitlines(): a JSON string may hold U+2028 and the like
+        rows = [self._row(line, path, number, split_field) for number, line in lines if line.strip()]
         if not rows:
             raise UserError(f"task {self.name!r}: the file is empty", where=path, fix="one JSON object a line")
         return rows
 
-    def _row(self, line: str, where: str, number: int) -> tuple[Example, Split | None]:
-        s = self.settings
+    def _row(self, line: str, path: str, number: int, split_field: str | None) -> tuple[Example, Split | None]:
+        s, where = self.settings, f"{path}:{number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"task {self.name!r}: not JSON ({error.msg})", where=f"{where}:{error.colno}", fix="one JSON object a line"
-            ) from None
+            problem = f"task {self.name!r}: not JSON ({error.msg})"
+            raise UserError(problem, where=f"{where}:{error.colno}", fix="one JSON object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"task {self.name!r}: a line holds {type(row).__name__}, not an object", where=where)
 
-        def take(field: str, key: str) -> Any:
-            if field not in row:
-                raise UserError(
-                    f"task {self.name!r}: no field {field!r}{did_you_mean(field, list(row))}",
-                    where=where,
-                    fix=f"map it in the YAML: `{key}: <field>`",
-                )
-            return row[field]
+        def take(field: str, key: str, also: str = "") -> Any:
+            if field in row:
+                return row[field]
+            problem = f"task {self.name!r}: no field {field!r}{did_you_mean(field, list(row))}"
+            raise UserError(problem, where=where, fix=f"map it in the YAML: `{key}: <field>`{also}")
 
-        question, answer = str(take(s.question, "question")).strip(), str(take(s.answer, "answer")).strip()
-        raw = take(s.steps, "steps") if s.steps else []
-        steps = [str(step).strip() for step in (raw.splitlines() if isinstance(raw, str) else raw)]
-        if not question or not answer:
-            raise UserError(f"task {self.name!r}: an empty question or answer", where=where)
+        def text(field: str, value: Any) -> str:
+            if isinstance(value, str | int | float) and str(value).strip():
+                return str(value).strip()
+            raise UserError(f"task {self.name!r}: field {field!r} should be a text or a number (got {value!r:.60})", where=where)
+
+        question, answer = text(s.question, take(s.question, "question")), text(s.answer, take(s.answer, "answer"))
+        raw = take(s.steps, "steps", ", or `steps: null` where there are none") if s.steps else None
+        if raw is not None and not isinstance(raw, str | list):
+            raise UserError(f"task {self.name!r}: field {s.steps!r} should be a list or a text (got {raw!r:.60})", where=where)
+        steps = [str(step).strip() for step in (raw.splitlines() if isinstance(raw, str) else raw or [])]
         split = None
-        if s.split_field:
-            split = take(s.split_field, "split_field")
-            split = {"validation": "valid", "dev": "valid"}.get(split, split)
+        if split_field:
+            said = take(split_field, "split_field")
+            split = {"validation": "valid", "dev": "valid"}.get(str(said).casefold(), str(said).casefold())
             if split not in SPLITS:
-                raise UserError(f"task {self.name!r}: split {split!r} is none of {', '.join(SPLITS)}", where=where)
-        steps = tuple(step for step in steps if step)
-        return Example(
-            f"{self.name}/{number}", self.name, question, steps, answer, {"family": s.family, "hops": len(steps)}
-        ), split
+                raise UserError(f"task {self.name!r}: split {said!r} is none of {', '.join(SPLITS)}", where=where)
+            if split in self._own_file:
+                problem = f"task {self.name!r}: the row says {said!r}, but that split has a file of its own"
+                raise UserError(problem, where=where, fix=f"drop `{split}_path`, or take the row out")
+        written = tuple(step for step in steps if step)
+        meta = {"family": s.family, "hops": len(written)}
+        return Example(str(number), self.name, question, written, answer, meta), split
+
+
+def question_key(question: str) -> str:
+    """What makes two rows the same question: its words, whatever their case and spacing."""
+    return " ".join(question.casefold().split())

@@ -10,16 +10,17 @@ at once, and the family was never learned (measured: none of 100 chains right wh
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import Draft, SyntheticSettings, SyntheticTask, choose
+from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import OBJECTS, PEOPLE
 
 
 class Settings(SyntheticSettings):
-    events: int | list[int] = Field([1, 2, 3], description="swaps")
-    people: int | list[int] = Field(3, description="people who hold something")
+    events: Annotated[Amount, between(1, 99)] = Field([1, 2, 3], description="swaps")
+    people: Annotated[Amount, between(2, len(OBJECTS))] = Field(3, description="people who hold something")
 
 
 class Tracking(SyntheticTask):
@@ -42,4 +43,6 @@ class Tracking(SyntheticTask):
             steps.append(" ".join([before, ":", f"{b} gets {holds[b]} {a} gets {holds[a]}", *others]))
         steps.append(f"{asked} has {holds[asked]}")
         question = " . ".join(told) + f" . what has {asked} ?"
-        return Draft(question, tuple(steps), holds[asked], f"{'|'.join(told)}|{asked}", {"hops": events})
+        # Who is named first, among the holders and in a swap, does not make it another question.
+        key = "|".join([*sorted(told[:n_people]), *(" ".join(["swap", str(i), *sorted(pair)]) for i, *pair in swaps), asked])
+        return Draft(question, tuple(steps), holds[asked], key, {"hops": events})

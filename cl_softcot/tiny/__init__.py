@@ -38,7 +38,7 @@ def resolve(name: str) -> Path:
             problem = "not the file that was trained" if path.exists() else "missing"
             raise UserError(
                 f"the embedded model {name!r} is damaged: {file} is {problem}",
-                fix="install the package again, or train it: python -m cl_softcot.tiny.pretrain",
+                fix=f"install the package again, or train it: python -m cl_softcot.tiny.pretrain {folder.name.partition('-')[0]}",
             )
     return folder
 

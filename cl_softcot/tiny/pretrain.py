@@ -41,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         _worker(0, recipe, args.model, out, mean)
     else:
         mp.spawn(_worker, (recipe, args.model, out, mean), nprocs=recipe["workers"])
+    if out == HERE:
+        from cl_softcot.tiny import write_checksums
+
+        write_checksums(out)
     return 0
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from cl_softcot.files import read_jsonl
 from cl_softcot.trackers.results import FOLDER, by_method, is_trained
 
-DRAWS = 20_000
+DRAWS = 10_000
 SOLVED = 0.8  # a task that the base answers this well without training counts as solved zero-shot
 
 Stratum = tuple[str, int, str, int]  # (set, row before, name, row after); a set is "task" or "retention"
@@ -183,10 +183,11 @@ def _change(
     if len(parts) == 1:
         draws_N = draws_RN[0]
     else:
-        # Runs may share their test examples, so the examples' noise is not averaged away (mean of variances,
-        # not over R); the runs' own spread comes on top, with Student's t for so few of them.
-        error = np.sqrt(values.var(ddof=1) / len(parts) + draws_RN.var(axis=1).mean())
-        draws_N = values.mean() + error * rng.standard_t(len(parts) - 1, size=10 * DRAWS)
+        # The spread over runs, with Student's t for so few of them. The examples' noise comes on top and is not
+        # divided by R: all runs answer the same test examples, so it does not average out.
+        over_runs_N = np.sqrt(values.var(ddof=1) / len(parts)) * rng.standard_t(len(parts) - 1, size=DRAWS)
+        over_examples_N = np.sqrt(draws_RN.var(axis=1).mean()) * rng.standard_normal(DRAWS)
+        draws_N = values.mean() + over_runs_N + over_examples_N
     low, high = np.quantile(draws_N, [alpha / 2, 1 - alpha / 2])
     identical = all(part.identical for part in parts)
     return Change(
@@ -239,12 +240,13 @@ def _stratum_change(run: Mapping[str, Any], stratum: Stratum, rng: np.random.Gen
 def _paired(before_N: np.ndarray, after_N: np.ndarray, rng: np.random.Generator) -> _RunChange:
     """Resamples pairs. They take three values only, so the bootstrap is a multinomial draw.
 
-    Half a pair is added on either side: with a handful of discordant pairs the plain bootstrap is too sure of
-    itself (five against none of 300 would count as shown, which McNemar's exact test denies).
+    A pair is added on either side (Bonett and Price 2012): with a handful of discordant pairs the plain
+    bootstrap is too sure of itself (five against none of 300 would count as shown, which McNemar's exact test
+    denies).
     """
     n = len(before_N)
     lost, won = int(np.sum(after_N < before_N)), int(np.sum(after_N > before_N))
-    p = np.array([lost + 0.5, n - lost - won, won + 0.5]) / (n + 1)
+    p = np.array([lost + 1, n - lost - won, won + 1]) / (n + 2)
     counts = rng.multinomial(n, p, size=DRAWS)
     draws = (counts[:, 2] - counts[:, 0]) / n
     return _RunChange((won - lost) / n, float(before_N.mean()), draws, n, lost == won == 0, True)

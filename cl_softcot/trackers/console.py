@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
@@ -64,13 +65,14 @@ class ProgressDisplay:
 
     def _make_bars(self) -> tuple[Progress, TaskID]:
         # Names and phases share what is left of the line; the numbers and the time left are never cut.
+        narrow = self.console.width < 100
         progress = Progress(
             TextColumn("{task.description}", table_column=_column(ratio=1)),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=8 if narrow else 24),
             TextColumn("{task.fields[count]}", justify="right", table_column=_column(min_width=7)),
-            TimeElapsedColumn(table_column=_column(min_width=7)),
-            TextColumn("left", style="dim", table_column=_column()),
+            *([] if narrow else [TimeElapsedColumn(table_column=_column(min_width=7))]),
             TimeRemainingColumn(compact=True, table_column=_column(min_width=5)),
+            TextColumn("left", style="dim", table_column=_column()),
             console=self.console,
             expand=True,
             transient=True,
@@ -160,7 +162,7 @@ class ProgressDisplay:
 
     def _update_bar(self, run: str, phase: str, message: Mapping[str, Any]) -> None:
         total, done = message.get("total"), message.get("done") or 0
-        description = f"{run:<{min(self._name_width, 30)}} [dim]{phase}[/]"
+        description = f"{escape(run):<{min(self._name_width, 30)}} [dim]{escape(phase)}[/]"
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(description, total=total, count="")
         elif self._phases.get(run) != phase:

@@ -54,8 +54,6 @@ RUNS_VIEW, METHODS_VIEW = "runs", "methods"
 _IN_ORDER = {"runsHiddenMode": "SHOW_ALL", "orderByKey": "attributes.start_time", "orderByAsc": True}
 _BY_METHOD = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in ("method", "order")]}
 _VIEWS = {RUNS_VIEW: _IN_ORDER, METHODS_VIEW: {**_IN_ORDER, "groupBy": _BY_METHOD}}
-# Opens the experiment's pages for model training, where the charts are, and not those for chat traces.
-_KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
 _NOTE_MARK = "<!-- cl_softcot: replaced at the end of every run -->"
 
 
@@ -169,7 +167,7 @@ class _Sending:
         place = None if path is None else (path.parent / "mlruns" / quote(self.experiment, safe=" ")).as_uri()
         try:
             views = {_VIEW_TAG + name: json.dumps(state) for name, state in _VIEWS.items()}
-            return self.client.create_experiment(self.experiment, artifact_location=place, tags=views | _KIND_TAG)
+            return self.client.create_experiment(self.experiment, artifact_location=place, tags=views)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
