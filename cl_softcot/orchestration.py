@@ -267,13 +267,14 @@ class Orchestration:
         print(f"\nEverything is in {self.folder}/ (table.txt, comparison.png, runs/<run>/result.json)")
         if self._sender:
             from cl_softcot.trackers.console import experiment_note
-            from cl_softcot.trackers.mlflow import how_to_look, later, send_note
+            from cl_softcot.trackers.mlflow import METHODS_VIEW, RUNS_VIEW, how_to_look, later, send_note
 
             last = self._sender.last
             if last and results:
                 send_note(experiment_note(results, failed=self._failed_methods(results)), last.experiment_id, last.uri)
             if last:
-                print(how_to_look(last.uri, last.experiment_id))
+                several = len(self.specs) > len(self.config.methods)
+                print(how_to_look(last.uri, last.experiment_id, METHODS_VIEW if several else RUNS_VIEW))
             if unsent:
                 print(f"{len(unsent)} runs did not reach MLflow. {later(self.folder)}")
 

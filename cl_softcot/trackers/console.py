@@ -317,7 +317,7 @@ def legend(results: Sequence[Mapping[str, Any]]) -> str:
         "retention: accuracy on the base's own abilities",
         f"drift: {drift_title(results)}, nats per token",
         "as used: with everything that the method brings",
-        "tokens: written, thoughts included",
+        "tokens: written words and end of text, thoughts not among them",
     ]
     if _several(results):
         parts.append("±: standard deviation over n runs (seeds and task orders)")
