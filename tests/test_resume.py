@@ -181,14 +181,19 @@ def test_changed_data_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------- a full disk
 
 
-@pytest.mark.parametrize("first", [30, 80, 112])
-def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(first, tmp_path):
+def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(tmp_path):
+    """While the base is measured, in the middle of the run, at its result, and at the table."""
     path = write(tmp_path, small("softcot_oracle"))
-    ended = start(path, "output_dir=out", cwd=tmp_path, disk_full_at=first)
-    assert ended.status in (1, 2) and "disk full" in ended.text, ended.text
-    assert "Traceback" not in ended.text
-    assert start(path, "output_dir=out", cwd=tmp_path).status == 0
-    assert_same_numbers(tmp_path / "out", finished(), ["softcot_oracle"])
+    writes = start(path, "output_dir=whole", cwd=tmp_path, kill_at=(DURABLE_WRITE, 0)).calls
+    for first in (1, 9, writes // 3, writes // 2, writes - 12, writes - 1):
+        ended = start(path, "output_dir=out", cwd=tmp_path, disk_full_at=first)
+        assert ended.status in (1, 2) and "disk full" in ended.text, (first, ended.text)
+        assert "Traceback" not in ended.text
+        shutil.rmtree(tmp_path / "kept", ignore_errors=True)
+        shutil.copytree(tmp_path / "out", tmp_path / "kept")
+        assert start(path, "output_dir=kept", cwd=tmp_path).status == 0
+        assert_same_numbers(tmp_path / "kept", finished(), ["softcot_oracle"])
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.slow

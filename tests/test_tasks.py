@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -565,7 +566,7 @@ def test_no_test_persons_fact_in_training_examples(store, convention):
 def test_the_backbone_is_never_told_a_private_fact():
     rng, private = random.Random(0), set(words.PEOPLE[N_PUBLIC:])
     told = [document(rng, Mixture(weights={"facts": 1.0})) for _ in range(4000)]
-    said = [f"{prompt} {response}".replace(" note about the friend . ", " ") for prompt, response, _ in told]
+    said = [re.sub(r" note [a-z ]+ \. ", " ", f"{prompt} {response}") for prompt, response, _ in told]
     assert not {w for text in said for w in text.split()} & private
     told = [document(rng, Mixture(weights={"facts": 1.0}, private=True)) for _ in range(4000)]
     asked = {w for prompt, _, _ in told for w in prompt.split()}
