@@ -292,7 +292,6 @@ class _Run:
             },
             "retention": {
                 "families": [probe.name for probe in self.evaluator.families],
-                "same_family": [p.name for p in self.evaluator.families if p.task.family in self.evaluator.stream_families],
                 "same_family": self.evaluator.same_family,
                 "as_used": [r["retention"]["as_used"] for r in rows],
                 "weights_alone": [r["retention"]["weights_alone"] for r in rows],

@@ -14,7 +14,6 @@ import os
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from cl_softcot.config import Experiment, fingerprint, run_fingerprint, to_data,
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
 from cl_softcot.one_run import RunSpec
+from cl_softcot.provenance import revision, versions
 from cl_softcot.trackers.console import ProgressDisplay, print_results, table_text
 from cl_softcot.trackers.event_log import EventLog, run_identity, run_tags
 from cl_softcot.trackers.results import load_results, order_like, palette
@@ -105,9 +105,7 @@ class Orchestration:
                     )
 
     def _write_provenance(self) -> None:
-        from cl_softcot.run import versions
-
-        self.provenance = {"versions": versions(), "revision": _revision()}
+        self.provenance = {"versions": versions(), "revision": revision()}
         atomic_write_text(self.folder / "config.yaml", to_yaml(self.config))
         record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
         atomic_write_json(self.folder / "experiment.json", record)
@@ -319,15 +317,3 @@ def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _revision() -> str | None:
-    """Git revision of the code that runs, '+dirty' with local changes; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        git = lambda *a: subprocess.run(["git", "-C", here, *a], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: E731
-        return git("rev-parse", "HEAD").strip() + (
-            "+dirty" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cl_softcot.config import Experiment
@@ -119,19 +119,6 @@ def describe(config: Experiment, specs: list[RunSpec], jobs: int) -> str:
     total = left / jobs
     lines += ["", f"about {total / 60:.0f} minutes in all" if total >= 90 else f"about {total:.0f} seconds in all"]
     return "\n".join(lines)
-
-
-def versions() -> dict[str, Any]:
-    """Python and package versions behind a result."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": sys.version.split()[0]}
-    for name in ("cl-softcot", "torch", "transformers", "peft", "avalanche-lib", "numpy", "mlflow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 if __name__ == "__main__":

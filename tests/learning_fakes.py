@@ -125,9 +125,7 @@ class FakeReasoning(nn.Module):
     def loss(self, parts: Any, batch: Batch) -> Loss:
         logits = parts.backbone.model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits[:, :-1]
         labels = batch["labels"][:, 1:]
-        token_losses = nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"
-        )
+        token_losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
         if self.poison_at is not None:
             self.poison_at -= 1
             if self.poison_at < 0:
@@ -158,9 +156,7 @@ class FakeStrategy:
         return dict(self.named)
 
 
-def make_parts(
-    *, stages: int = 1, noise: float = 0.5, dropout: float = 0.0, seed: int = 0
-) -> SimpleNamespace:
+def make_parts(*, stages: int = 1, noise: float = 0.5, dropout: float = 0.0, seed: int = 0) -> SimpleNamespace:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -176,9 +172,7 @@ def make_parts(
     )
     config._attn_implementation = "eager"
     backbone = SimpleNamespace(model=LlamaForCausalLM(config).eval(), text=None)
-    return SimpleNamespace(
-        backbone=backbone, assistant=None, reasoning=FakeReasoning(stages, noise), states=None
-    )
+    return SimpleNamespace(backbone=backbone, assistant=None, reasoning=FakeReasoning(stages, noise), states=None)
 
 
 def make_examples(task: str, n: int) -> list[Example]:
@@ -194,9 +188,7 @@ def make_examples(task: str, n: int) -> list[Example]:
 TASKS = (("one", 20), ("three", 13), ("seventy", 17))
 
 
-def make_learner(
-    *, train: Train | None = None, plugins=(), strategy=None, seed=0, on_step=None, **parts_settings
-):
+def make_learner(*, train: Train | None = None, plugins=(), strategy=None, seed=0, on_step=None, **parts_settings):
     """(learner, stream) over three small tasks."""
     parts = make_parts(**parts_settings)
     strategy = strategy or FakeStrategy()
@@ -219,14 +211,10 @@ def run_all(folder: str | Path, settings: dict) -> dict:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train = Train(checkpoint_every_steps=settings.get("checkpoint_every_steps", 0))
-    learner, stream = make_learner(
-        train=train, plugins=settings.get("plugins", ()), on_step=on_step, stages=2, dropout=0.1
-    )
+    learner, stream = make_learner(train=train, plugins=settings.get("plugins", ()), on_step=on_step, stages=2, dropout=0.1)
 
     def save(snapshot: dict) -> None:
-        checkpoint.save(
-            folder, "learner", snapshot["tensors"], {"learner": snapshot["state"], "reports": reports}
-        )
+        checkpoint.save(folder, "learner", snapshot["tensors"], {"learner": snapshot["state"], "reports": reports})
 
     reports: list[dict] = []
     found = checkpoint.load_latest(folder)

@@ -289,7 +289,7 @@ def _serve() -> None:
     orchestration.ProcessPoolExecutor = _InThisProcess
     queue.Queue.cancel_join_thread = lambda self: None
     orchestration.mp = SimpleNamespace(get_context=lambda _: SimpleNamespace(Queue=queue.Queue))
-    orchestration._revision = lambda: None
+    orchestration.revision = lambda: None
     for line in sys.stdin:
         job = json.loads(line)
         with tempfile.TemporaryDirectory() as scratch:

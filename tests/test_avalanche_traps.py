@@ -161,9 +161,7 @@ def test_trap_train_puts_frozen_modules_into_train_mode():
     assert learner.parts.backbone.model.model.layers[0].self_attn.training  # the trap: its dropout is on
 
     modes = {}
-    learner.on_step = lambda _: modes.update(
-        {name: module.training for name, module in learner.training.model.named_modules()}
-    )
+    learner.on_step = lambda _: modes.update({name: module.training for name, module in learner.training.model.named_modules()})
     learner.loop(stream[0])
     assert modes["backbone.lm_head"] and modes[""]
     assert not any(training for name, training in modes.items() if name.startswith("backbone.model"))
@@ -244,9 +242,7 @@ def test_a_penalty_added_before_backward_counts_once_whatever_the_micro_batches(
 
     gradients = []
     for micro_batch_size in (None, 2):
-        learner, stream = make_learner(
-            train=Train(steps=1, micro_batch_size=micro_batch_size, gradient_clip=1e9)
-        )
+        learner, stream = make_learner(train=Train(steps=1, micro_batch_size=micro_batch_size, gradient_clip=1e9))
         learner.training.plugins.insert(0, Penalty())
         learner.loop(stream[0])
         gradients.append([p.grad.clone() for p in learner.strategy.named.values()])
@@ -361,9 +357,7 @@ def test_trap_stock_ewc_squares_the_mean_gradient_and_copies_frozen_weights():
     targets = torch.tensor([1.0, -1.0])
 
     class Rows(torch.utils.data.Dataset):
-        collate_fn = staticmethod(
-            lambda rows: (torch.stack(rows), torch.zeros(len(rows)), torch.zeros(len(rows)))
-        )
+        collate_fn = staticmethod(lambda rows: (torch.stack(rows), torch.zeros(len(rows)), torch.zeros(len(rows))))
 
         def __len__(self):
             return 2
@@ -373,15 +367,11 @@ def test_trap_stock_ewc_squares_the_mean_gradient_and_copies_frozen_weights():
 
     plugin = EWCPlugin(ewc_lambda=1.0)
     optimizer = torch.optim.SGD([model.p], lr=1.0)
-    stock = plugin.compute_importances(
-        model, lambda out, _: out.loss_sum / out.n_tokens, optimizer, Rows(), "cpu", batch_size=2
-    )
+    stock = plugin.compute_importances(model, lambda out, _: out.loss_sum / out.n_tokens, optimizer, Rows(), "cpu", batch_size=2)
     assert stock["p"].data.item() == 0.0
     assert "frozen" in stock  # memory for weights that never move
 
-    gradients = [
-        torch.autograd.grad(loss, model.p, retain_graph=True)[0] for loss in model(targets).per_example_B
-    ]
+    gradients = [torch.autograd.grad(loss, model.p, retain_graph=True)[0] for loss in model(targets).per_example_B]
     assert torch.stack(gradients).square().mean().item() == 4.0  # what per_example_B is there for
 
 

@@ -40,9 +40,7 @@ def test_comes_back_as_it_was(tmp_path):
 
 def test_tied_and_strided_tensors_are_kept(tmp_path):
     weight = torch.arange(12.0).reshape(3, 4)
-    checkpoint.save(
-        tmp_path, "x", {"embedding": weight, "head": weight, "view": weight[1:], "t": weight.T}, {}
-    )
+    checkpoint.save(tmp_path, "x", {"embedding": weight, "head": weight, "view": weight[1:], "t": weight.T}, {})
     tensors = checkpoint.load_latest(tmp_path).tensors
     assert torch.equal(tensors["head"], weight) and torch.equal(tensors["embedding"], weight)
     assert torch.equal(tensors["view"], weight[1:]) and torch.equal(tensors["t"], weight.T)

@@ -166,9 +166,7 @@ def test_gradients_are_clipped():
 
 
 def test_it_learns():
-    learner, stream = make_learner(
-        train=Train(steps=150), strategy=FakeStrategy(learning_rate=1e-2), noise=0.0
-    )
+    learner, stream = make_learner(train=Train(steps=150), strategy=FakeStrategy(learning_rate=1e-2), noise=0.0)
     report = learner.loop(stream[0])
     assert len(report.losses) == 15
     assert report.losses[-1] < 0.3 * report.losses[0]
@@ -300,9 +298,7 @@ def test_what_happens_between_turns_does_not_change_them():
 @pytest.mark.parametrize("policy", ["default", "reservoir", "task-balanced"])
 def test_replay_buffer_comes_back_as_example_indices(policy):
     def learner_with_policy():
-        learner, stream = make_learner(
-            plugins=[{**REPLAY, "task_balanced_dataloader": policy == "task-balanced"}]
-        )
+        learner, stream = make_learner(plugins=[{**REPLAY, "task_balanced_dataloader": policy == "task-balanced"}])
         if policy == "reservoir":
             from avalanche.training.storage_policy import ReservoirSamplingBuffer
 
@@ -324,9 +320,7 @@ def test_replay_buffer_comes_back_as_example_indices(policy):
     for one in (learner, other):
         one.loop(stream[2])
     assert weights_sha256(other) == weights_sha256(learner)
-    assert rows_to_indices(other.plugins[0].storage_policy.buffer) == rows_to_indices(
-        learner.plugins[0].storage_policy.buffer
-    )
+    assert rows_to_indices(other.plugins[0].storage_policy.buffer) == rows_to_indices(learner.plugins[0].storage_policy.buffer)
 
 
 def mid_turn_snapshot():

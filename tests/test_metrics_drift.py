@@ -300,10 +300,7 @@ class FinishingPolicy(PlainPolicy):
     def generate(self, examples, max_new_tokens, sample_seed=None):
         answers = super().generate(examples, max_new_tokens, sample_seed)
         ended = [answer.ids[-1] == EOS for answer in answers]
-        return [
-            SimpleNamespace(ids=a.ids[:-1] if end else a.ids, finished=end)
-            for a, end in zip(answers, ended, strict=True)
-        ]
+        return [SimpleNamespace(ids=a.ids[:-1] if end else a.ids, finished=end) for a, end in zip(answers, ended, strict=True)]
 
 
 def test_the_decision_to_stop_is_measured_too():
@@ -317,9 +314,7 @@ def test_the_decision_to_stop_is_measured_too():
     found = []
     for base, policy in (plain, finishing):
         reference = DriftReference.build("general", base, PROMPTS * 4, 9)
-        found.append(
-            (reference.continuations, drift(policy, base, [reference], max_new_tokens=9, sample_seed=1))
-        )
+        found.append((reference.continuations, drift(policy, base, [reference], max_new_tokens=9, sample_seed=1)))
     assert found[0] == found[1]
     samples = finishing[1].generate(PROMPTS * 4, 9, sample_seed=1)
     assert any(sample.finished for sample in samples)

@@ -63,9 +63,7 @@ def coverage(truth, draw, interval, trials=400):
 
 def test_coverage_of_one_accuracy():
     for p, n in ((0.8, 300), (0.35, 100)):
-        share = coverage(
-            p, lambda rng, p=p, n=n: rng.random(n) < p, lambda x, seed: bootstrap_interval(x, 500, seed)
-        )
+        share = coverage(p, lambda rng, p=p, n=n: rng.random(n) < p, lambda x, seed: bootstrap_interval(x, 500, seed))
         assert 0.91 <= share <= 0.98
 
 

@@ -86,9 +86,7 @@ def test_one_task_leaves_transfer_and_forgetting_undefined():
     assert values["acc"] == values["learning_accuracy"] == 0.9
     assert values["own_task_change"] == pytest.approx(0.7)
     undefined = [name for name, value in values.items() if value is None]
-    assert sorted(undefined) == sorted(
-        name for name in values if name.split("/")[0] in ("bwt", "fwt", "forgetting")
-    )
+    assert sorted(undefined) == sorted(name for name in values if name.split("/")[0] in ("bwt", "fwt", "forgetting"))
 
 
 def test_unmeasured_values_make_only_what_needs_them_undefined():
@@ -201,9 +199,7 @@ def test_sample_flips_by_hand():
     post = [1, 1, 1, 0, 0, 0, 1, 0, 0, 0]
     # F = .3, B = .1; four choices: chance = .4/3 * .6 = .08
     flips = matrix.sample_flips(pre, post, k=4)
-    assert flips == pytest.approx(
-        {"forgotten": 0.3, "gained": 0.1, "chance": 0.08, "forgotten_true": 0.22, "gained_true": 0.02}
-    )
+    assert flips == pytest.approx({"forgotten": 0.3, "gained": 0.1, "chance": 0.08, "forgotten_true": 0.22, "gained_true": 0.02})
     assert flips["forgotten"] - flips["gained"] == pytest.approx(np.mean(pre) - np.mean(post))
     # two choices: chance = .4 * .6 = .24, more than what was gained
     assert matrix.sample_flips(pre, post, k=2)["gained_true"] == 0.0
@@ -219,9 +215,7 @@ def test_pure_guessing_shows_no_true_forgetting():
     assert flips["forgotten_true"] == pytest.approx(0.0, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("pre", "post", "k"), [([], [], None), ([1], [1, 0], None), ([0.5], [1], None), ([1], [0], 1)]
-)
+@pytest.mark.parametrize(("pre", "post", "k"), [([], [], None), ([1], [1, 0], None), ([0.5], [1], None), ([1], [0], 1)])
 def test_flips_refuse_what_is_not_paired_outcomes(pre, post, k):
     with pytest.raises(ValueError):
         matrix.sample_flips(pre, post, k)

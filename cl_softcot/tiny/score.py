@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_json
+from cl_softcot.files import atomic_write_json, read_json
 from cl_softcot.tiny import HERE, MODELS
 from cl_softcot.tiny.corpus import FAMILIES
 
@@ -37,15 +37,16 @@ def main(argv: list[str] | None = None) -> int:
 
     from cl_softcot.models.language_model import load_language_model
 
-    torch.set_num_threads(2)
-    found = {}
+    torch.set_num_threads(1)
+    path = args.folder / "scores.json"
+    found = read_json(path) if path.exists() else {}  # scores of models that were not asked for stay
     for name in args.models:
         started = time.time()
         found[name] = score(load_language_model(str(args.folder / name)), args.n)
         print(f"{name} ({time.time() - started:.0f} s)")
         for mode, families in found[name].items():
             print(f"  {mode:<12}" + "  ".join(f"{family} {row['accuracy']:.3f}" for family, row in families.items()))
-    atomic_write_json(args.folder / "scores.json", found)
+        atomic_write_json(path, found)
     return 0
 
 
