@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan(config: Experiment) -> list[RunSpec]:
-    """Every run of the experiment: methods within seeds within orders, so that a table fills row by row."""
+    """Every run of the experiment: methods within orders within seeds, so that what is finished is balanced at any time."""
     from cl_softcot.one_run import RunSpec
 
-    return [RunSpec(m.name, order, seed) for order in config.orders for seed in config.seeds for m in config.methods]
+    return [RunSpec(m.name, order, seed) for seed in config.seeds for order in config.orders for m in config.methods]
 
 
 def default_jobs() -> int:
