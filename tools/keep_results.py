@@ -1,4 +1,4 @@
-"""Keeps the results of a finished experiment in the repository: ``python tools/keep_results.py runs/sequence_a_seeds``.
+"""Keeps the results of an experiment in the repository: ``python tools/keep_results.py runs/sequence_a_seeds``.
 
 Copies what a reader needs to check a number (resolved config, provenance, every ``result.json``, table and figure), not the
 predictions and checkpoints. Kept results are never edited; a new run replaces the folder.
@@ -15,14 +15,17 @@ KEPT = Path(__file__).parents[1] / "experiments" / "results"
 
 def keep(folder: Path) -> Path:
     runs = sorted((folder / "runs").glob("*/result.json"))
-    unfinished = [p.name for p in (folder / "runs").iterdir() if not (p / "result.json").exists()]
-    if not runs or unfinished:
-        raise SystemExit(f"{folder} is not a finished experiment: {', '.join(unfinished) or 'no results'}")
+    unfinished = sorted(p.name for p in (folder / "runs").iterdir() if not (p / "result.json").exists())
+    if not runs:
+        raise SystemExit(f"{folder} holds no results")
     target = KEPT / folder.name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in ("config.yaml", "experiment.json", "table.txt", "comparison.png"):
-        shutil.copy(folder / name, target / name)
+        if (folder / name).exists():
+            shutil.copy(folder / name, target / name)
+    if unfinished:  # nothing is hidden: a reader sees which runs are missing
+        (target / "unfinished.txt").write_text("".join(f"{name}\n" for name in unfinished))
     for result in runs:
         place = target / "runs" / result.parent.name
         place.mkdir(parents=True)
