@@ -90,6 +90,7 @@ def test_the_example_is_complete_and_about_thirty_lines():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_main_command(workplace):
     """The second half of the main command; the first (setting up) is what made this environment."""
     command = next(c for label, c in COMMANDS if label == "main command")
