@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -261,8 +262,97 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return [pid for pid in descendants(process.pid) if is_worker(pid)]
 
 
+# Real processes, made-up work: each run says which process does it, and then "first" ends and the others go on for minutes.
+MADE_UP = """
+import os, pathlib, sys, time, types
+from dataclasses import dataclass
+
+work = types.ModuleType("cl_softcot.one_run")  # in the parent and, since spawn reads this file again, in every worker
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    key: str
+
+
+def run_one(config, spec, folder, shared, provenance, report):
+    folder.mkdir(parents=True)
+    (folder / "pid").write_text(str(os.getpid()))
+    report({"phase": "working"})
+    time.sleep(0 if spec.key == "first" else 300)
+
+
+RunSpec.__module__ = work.__name__
+work.RunSpec, work.run_one, work.measure_base = RunSpec, run_one, lambda *_: None
+sys.modules[work.__name__] = work
+
+if __name__ == "__main__":
+    from cl_softcot import orchestration, run
+
+    class Made(orchestration.Orchestration):
+        provenance = {}
+        _refuse_other_settings = _start_mlflow = lambda self, *_: None
+        _begin = _print = lambda self, *_: None
+        _conclude = lambda self: []
+
+    made = Made(None, [RunSpec(key) for key in ("first", "second", "third")], pathlib.Path("out"), 2, restart=False)
+    run.run = lambda args: made.go()
+    sys.exit(run.main(["made_up.yaml"]))
+"""
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """A parent and its two workers in the middle of their work."""
+    (tmp_path / "made_up.py").write_text(MADE_UP)
+    with open(tmp_path / "log", "ab") as log:
+        process = subprocess.Popen([sys.executable, "made_up.py"], cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+    pids = [tmp_path / "out" / "runs" / key / "pid" for key in ("second", "third")]
+    wait_for(lambda: all(p.exists() and p.read_text() for p in pids) or process.poll() is not None)
+    assert process.poll() is None, (tmp_path / "log").read_text()
+    workers = [int(p.read_text()) for p in pids]
+    yield process, workers, tmp_path / "log"
+    process.kill()
+    wait_for(lambda: not any(alive(pid) for pid in workers), 60)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_workers_die_with_a_killed_parent(at_work):
+    process, workers, _ = at_work
+    assert all(alive(pid) for pid in workers)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(alive(pid) for pid in workers), 60)
+
+
+@needs_proc
+def test_a_killed_worker_is_one_clear_message(at_work):
+    process, workers, log = at_work
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(120) == 1
+    assert not any(alive(pid) for pid in workers)
+    said = log.read_text()
+    assert "error: a worker process died" in said and "Traceback" not in said
+
+
+@needs_proc
+def test_ctrl_c_stops_at_once(at_work):
+    """In a terminal the workers get the signal too."""
+    process, workers, log = at_work
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    assert not any(alive(pid) for pid in workers)
+    said = log.read_text()
+    assert "the same command goes on from here" in said and "Traceback" not in said
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@needs_proc
 def test_kill_of_the_parent_and_of_a_worker(tmp_path):
     """Workers die with their parent; a dead worker is one clear message; in the end every number is the same."""
     path = write(tmp_path, tiny("lora_nearest", "full_coconut"))
@@ -291,16 +381,3 @@ def test_kill_of_the_parent_and_of_a_worker(tmp_path):
     ended = command(path, "output_dir=out", "--jobs", 1, cwd=tmp_path)
     assert ended.status == 0, ended.text
     assert_same_numbers(out, tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_ctrl_c_stops_at_once(tmp_path):
-    process = begin(write(tmp_path, tiny("full_coconut", "softcot", train={"steps": 2000})), "output_dir=out", cwd=tmp_path)
-    wait_for(lambda: any((tmp_path / "out").glob("runs/*/checkpoints/*.json")))
-    workers = workers_of(process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert not any(alive(pid) for pid in workers)
-    log = (tmp_path / "log").read_text()
-    assert "the same command goes on from here" in log and "Traceback" not in log

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -324,22 +323,6 @@ def test_plugins_of_the_working_folder_run_end_to_end(tmp_path):
     found = result(tmp_path / "out", "mine")
     assert found["strategy"]["learning_rate"] == 0.02 and found["tasks"] == ["first", "letters"]
     assert found["cost"]["trained_parameters"] == 32 and found["frozen"]["unchanged"] is False
-
-
-def test_the_example_of_the_readme_runs(tmp_path):
-    """Word for word; only its numbers of examples are smaller here."""
-    parts = re.findall(r"<!-- example (\S+) -->\n```\w+\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    example = dict(parts)
-    assert "mine.py" in example and len(example["mine.py"].strip().splitlines()) <= 30
-    assert "-m cl_softcot.run mine.yaml" in example["command"]
-    for name in ("mine.py", "mine.yaml"):
-        (tmp_path / name).write_text(example[name])
-    less = ["train.examples=16", "train.steps=3", "train.global_batch_size=4", "evaluate.test=6", "evaluate.retention=2"]
-    less += ["evaluate.drift=2", "evaluate.max_new_tokens=24", "tracking.mlflow=false"]
-    ended = start("mine.yaml", *less, cwd=tmp_path)
-    assert ended.status == 0, ended.text
-    found = result(tmp_path / "runs" / "mine", "last_mlp")
-    assert found["tasks"] == ["doubling", "fees"] and found["cost"]["optimiser_steps"] == 6
 
 
 @pytest.mark.slow
