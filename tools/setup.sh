@@ -17,6 +17,8 @@ if [ ! -x .venv/bin/pip ]; then
     fi
     "$python" -m venv .venv || { echo "setup: no venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
 fi
+# Debian's pip takes minutes to resolve this many pins.
+.venv/bin/pip install -q --disable-pip-version-check -U "pip>=25"
 # torch first and alone: where a build without CUDA is on offer, pip then takes that one.
 .venv/bin/pip install -q --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
 .venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e ".$extra"
