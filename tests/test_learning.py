@@ -1,6 +1,5 @@
 """The training loop: exact steps, one division, stages inside a turn, divergence, and resume to the bit."""
 
-import contextlib
 import json
 import math
 import os
@@ -241,27 +240,23 @@ INTERRUPTED = {
 """settings; where the process is killed; where the next one goes on, as [turn, step]"""
 
 
+def _in_a_new_process(runs: dict[str, dict]) -> subprocess.CompletedProcess:
+    found = os.pathsep.join(filter(None, [str(FAKES.parent.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": found}
+    return subprocess.run([sys.executable, str(FAKES), json.dumps(runs)], capture_output=True, text=True, env=environment)
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory) -> dict[str, dict]:
     """What a new process makes of the folders that killed ones left behind."""
     folder = tmp_path_factory.mktemp("killed")
     runs = {}
     for name, (settings, kill_at, _) in INTERRUPTED.items():
-        child = os.fork()  # a process of its own for the kill, without the seconds that imports take
-        if child == 0:
-            with contextlib.suppress(BaseException):
-                run_all(folder / name, {**settings, "kill_at": kill_at})
-            os._exit(1)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        # A process of its own, started afresh: a fork of this one can hang in the threads that torch has started by now.
+        killed = _in_a_new_process({str(folder / name): {**settings, "kill_at": kill_at}})
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
         runs[str(folder / name)] = settings
-    found = os.pathsep.join(filter(None, [str(FAKES.parent.parent), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, str(FAKES), json.dumps(runs)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": found},
-    )
+    done = _in_a_new_process(runs)
     assert done.returncode == 0, done.stderr
     return dict(zip(INTERRUPTED, json.loads(done.stdout), strict=True))
 
