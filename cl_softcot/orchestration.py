@@ -189,6 +189,8 @@ class Orchestration:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._note_end(future, waiting.pop(future), display)
+            # Ending, workers send their last messages; and one that work was too short for, and still starts, needs the queue.
+            pool.shutdown()
         except BaseException as error:
             _kill_workers(pool)
             if isinstance(error, BrokenProcessPool):
