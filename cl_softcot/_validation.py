@@ -116,6 +116,9 @@ def worded(error: Any, model: type[BaseModel], also: Sequence[str] = ()) -> str:
         return str(context.get("error", error["msg"]))
     if kind == "literal_error":
         return f"should be {context['expected']} (got {_shown(given)}){_nearest(given, context['expected'])}"
+    if kind == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"unknown {context['discriminator'].strip(chr(39))} {context['tag']!r}{did_you_mean(context['tag'], known)}"
     if kind == "string_pattern_mismatch" and context.get("pattern") == LABEL:
         return f"a label consists of lower-case letters, digits and '_' (got {_shown(given)})"
     if kind == "string_pattern_mismatch" and context.get("pattern") == SLUG:

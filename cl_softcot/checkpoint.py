@@ -8,6 +8,7 @@ One stamp stands in both files, so that halves of different checkpoints are neve
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import secrets
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_bytes, atomic_write_json, dump_json, sha256_of, sync_folder
+from cl_softcot.files import atomic_write, atomic_write_json, dump_json, sha256_of, sync_folder
 
 FORMAT = 1
 KEEP = 2
@@ -68,8 +70,8 @@ def save(folder: str | Path, step_name: str, tensors: Mapping[str, Tensor], stat
     serial = max((n for n, _ in _pairs(folder)), default=0) + 1
     path = folder / f"{serial:06d}-{step_name}.json"
     stamp = secrets.token_hex(8)
-    data = safetensors.torch.save(_separate(tensors), metadata={"stamp": stamp})
-    atomic_write_bytes(path.with_name(_tensors_name(path)), data)
+    tensors_path = path.with_name(_tensors_name(path))
+    atomic_write(tensors_path, lambda beside: _write_tensors(beside, tensors, stamp))
     try:
         atomic_write_json(
             path,
@@ -77,14 +79,14 @@ def save(folder: str | Path, step_name: str, tensors: Mapping[str, Tensor], stat
                 "format": FORMAT,
                 "name": step_name,
                 "stamp": stamp,
-                "tensors_sha256": sha256_of(data),
+                "tensors_sha256": sha256_of(tensors_path),
                 "state_sha256": _state_sha256(state),
                 "state": state,
             },
         )
     except UserError:
         with suppress(OSError):  # gives the space back; without its JSON it would not count anyway
-            path.with_name(_tensors_name(path)).unlink()
+            tensors_path.unlink()
         raise
     _remove_old(folder)
     return path
@@ -122,8 +124,8 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
 def capture_rng() -> dict[str, dict]:
     """The state of torch's, NumPy's and Python's global generators as ``{"tensors": ..., "state": ...}``."""
     tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda{i}": generator for i, generator in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.cuda.is_available():  # that of the device in use: asking the others would take memory on them
+        tensors["cuda"] = torch.cuda.get_rng_state()
     algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
     version, words, next_gauss = random.getstate()
@@ -136,12 +138,11 @@ def capture_rng() -> dict[str, dict]:
 
 
 def restore_rng(captured: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sets the global generators to a state from ``capture_rng``. CUDA's are set where that device exists."""
+    """Sets the global generators to a state from ``capture_rng``. CUDA's is set where there is a GPU."""
     tensors, state = captured["tensors"], captured["state"]
     torch.set_rng_state(tensors["torch"].cpu())
-    for i in range(torch.cuda.device_count()):
-        if f"cuda{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda{i}"].cpu(), i)
+    if torch.cuda.is_available() and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"].cpu())
     algorithm, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((algorithm, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, next_gauss = state["python"]
@@ -168,18 +169,28 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         raise _Damaged("its JSON is torn or malformed") from None
     tensors_path = path.with_name(_tensors_name(path))
-    try:
-        data = tensors_path.read_bytes()
-    except FileNotFoundError:
-        raise _Damaged(f"{tensors_path.name} is missing") from None
-    if sha256_of(data) != tensors_sha256 or _stamp_of(data) != stamp:
+    if not tensors_path.exists():
+        raise _Damaged(f"{tensors_path.name} is missing")
+    if sha256_of(tensors_path) != tensors_sha256 or _stamp_of(tensors_path) != stamp:
         raise _Damaged(f"{tensors_path.name} does not match its checksum")
-    return name, safetensors.torch.load(data), state
+    return name, safetensors.torch.load_file(tensors_path), state
 
 
-def _stamp_of(data: bytes) -> str | None:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("stamp")
+def _stamp_of(path: Path) -> str | None:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)).get("__metadata__", {}).get("stamp")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], stamp: str) -> None:
+    """Straight to the file: a second copy of a large model's state in memory might not fit."""
+    try:
+        safetensors.torch.save_file(_separate(tensors), path, metadata={"stamp": stamp})
+    except safetensors.SafetensorError as error:  # it hides the system's error in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _pairs(folder: Path) -> list[tuple[int, Path]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from cl_softcot import _yaml, registry
+from cl_softcot._fingerprint import ADDED_LATER, identity_of
 from cl_softcot._validation import LABEL, SLUG, Collected, alternatives, located, read_model, told, worded
 from cl_softcot._yaml import Loc, Mark, Problem, Tree
 from cl_softcot.errors import UserError, did_you_mean
@@ -45,10 +46,11 @@ _SHORT_FORMS = {
     "reasoning": ("name",),
     "strategy": ("name",),
     "plugins": ("name",),
+    "diagnostics": ("name",),
     "tasks": ("name", "task"),
     "retention_tasks": ("name", "task"),
 }
-_APPENDABLE = ("methods", "tasks")
+_APPENDABLE = ("methods", "tasks", "diagnostics")
 
 
 class _Strict(BaseModel):
@@ -170,6 +172,23 @@ class StrategyConfig(_PlugIn):
     kind = "strategy"
     name: str = Field(description="a file in strategies, or package.module:Class")
 
+    @property
+    def learns_as(self) -> type:
+        """The class that says which weights are trained; for a reference that of the strategy that it is a reference of."""
+        return getattr(self.cls, "learns_as", lambda _settings: self.cls)(self.settings)
+
+
+class DiagnosticConfig(_PlugIn):
+    """What is measured beside the accuracy matrix, with its settings beside the name."""
+
+    kind = "diagnostic"
+    name: str = Field(description="a file in cl_softcot/diagnostics, or package.module:Class")
+    enabled: bool = Field(True, description="false: not measured in this experiment")
+
+    def make(self) -> Any:
+        """The diagnostic itself (a `cl_softcot.diagnostics.base.Diagnostic`)."""
+        return self.cls(self.settings)
+
 
 class PluginConfig(_Strict):
     """A plug-in of Avalanche, with the arguments of its constructor beside the name."""
@@ -227,12 +246,47 @@ class ModelConfig(_Strict):
     path: str = Field(min_length=1, description="builtin:tiny, builtin:tiny@25, a local folder, or a model hub's id")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the frozen weights")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    attention: Literal["eager", "sdpa"] | None = Field(None, description="attention implementation (null: the library chooses)")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention implementation (null: the library chooses)"
+    )
+    revision: Annotated[str | None, ADDED_LATER] = Field(None, min_length=1, description="branch, tag or commit of a hub id")
+    device: Annotated[str | None, ADDED_LATER] = Field(
+        None, pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$", description="cpu, cuda, cuda:1, ... (null: this process's GPU, else cpu)"
+    )
+    device_map: Annotated[Literal["auto", "balanced", "sequential"] | dict[str, int | str] | None, ADDED_LATER] = Field(
+        None, description="spread the layers over several GPUs, in place of `device`"
+    )
+    quantization: Annotated[Literal["8bit", "4bit"] | None, ADDED_LATER] = Field(
+        None, description="store the frozen weights in 8 or 4 bits (bitsandbytes)"
+    )
+    gradient_checkpointing: Annotated[bool, ADDED_LATER] = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
+    chat: Annotated[Literal["auto", "never"], ADDED_LATER] = Field(
+        "auto", description="auto: with the chat template, if the tokenizer has one; never: plain text"
+    )
+    chat_template_args: Annotated[dict[str, Any], ADDED_LATER] = Field(
+        {}, description="variables for the chat template, such as {enable_thinking: false}"
+    )
+    init: Annotated[Literal["pretrained", "random"], ADDED_LATER] = Field(
+        "pretrained", description="random: architecture and tokenizer of the path, with weights that are drawn"
+    )
+    init_seed: Annotated[int, ADDED_LATER] = Field(0, ge=0, description="what `init: random` draws from")
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, data: Any) -> Any:
         return {"path": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.device is not None and self.device_map is not None:
+            raise PydanticCustomError("said", "device and device_map exclude each other")
+        if self.init == "random" and (self.quantization or self.device_map):
+            raise PydanticCustomError("said", "init: random draws whole weights on one device: no quantization or device_map")
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise PydanticCustomError("said", "flash_attention_2 computes in half precision only: set dtype: bfloat16")
+        return self
 
 
 class TrainConfig(_Strict):
@@ -242,12 +296,26 @@ class TrainConfig(_Strict):
     steps: int = Field(120, ge=1, description="optimiser steps a task")
     global_batch_size: int = Field(32, ge=1, description="examples an optimiser step")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="examples that are computed at a time; divides global_batch_size (null: all)"
+        None, ge=1, description="examples that a process computes at a time; divides global_batch_size (null: all)"
     )
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="share of the steps, the last ones, with a falling one")
-    gradient_clip: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    gradient_clip: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient (null: any)")
     checkpoint_every_steps: int = Field(0, ge=0, description="checkpoints inside a turn (0: only between turns)")
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], ADDED_LATER] = Field(
+        "adamw", description="adamw_8bit: its states take a quarter of the memory (needs bitsandbytes)"
+    )
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], ADDED_LATER] = Field(
+        [0.9, 0.99], min_length=2, max_length=2, description="AdamW's decay rates of its two means (torch's own: [0.9, 0.999])"
+    )
+    reset_optimizer: Annotated[Literal["turn", "stage", "epoch"], ADDED_LATER] = Field(
+        "turn",
+        description="when AdamW forgets its means: with every task; also with every stage of a curriculum; or with every pass "
+        "through the task's examples, as Coconut's published code does, which loses the warm means again and again",
+    )
+    sharding: Annotated[Literal["none", "full"], ADDED_LATER] = Field(
+        "none", description="full: weights, gradients and optimiser states are split over the processes (full_finetune only)"
+    )
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """Fields that do not go together: (field, what is wrong)."""
@@ -256,6 +324,8 @@ class TrainConfig(_Strict):
                 "micro_batch_size",
                 f"{self.micro_batch_size} does not divide global_batch_size ({self.global_batch_size})",
             )
+        if self.sharding == "full" and self.optimizer == "adamw_8bit":
+            yield "optimizer", "adamw_8bit does not work on weights that are split over processes (sharding: full)"
         if self.warmup_fraction + self.decay_fraction > 1:
             yield (
                 "warmup_fraction" if "warmup_fraction" in self.model_fields_set else "decay_fraction",
@@ -277,6 +347,15 @@ class EvaluateConfig(_Strict):
         None, description="what retention is measured on (null: the families that the backbone was made with)"
     )
     general_text: bool = Field(True, description="measure drift on general text too, besides the tasks' own")
+    every: Annotated[int, ADDED_LATER] = Field(
+        1, ge=1, description="retention and drift are measured after every so many experiences, and after the last"
+    )
+    between: Annotated[int | None, ADDED_LATER] = Field(
+        None,
+        ge=1,
+        description="examples a task after experiences before the last, for all but the task just learned and the next one: "
+        "the first ones of `test` (null: all). A stream of T tasks is answered T times: this is what makes it T^2",
+    )
 
 
 class PerTaskConfig(_Strict):
@@ -322,6 +401,7 @@ class Experiment(_Strict):
     train: TrainConfig = Field(TrainConfig(), description="the training budget of one task")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="what is measured")
     methods: list[MethodConfig] = Field(min_length=1, description="the rows of the table")
+    diagnostics: Annotated[list[DiagnosticConfig], ADDED_LATER] = Field([], description="what else is measured after each row")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where numbers are sent")
     output_dir: str | None = Field(None, min_length=1, description="the folder of the results (left out: runs/<name>)")
 
@@ -349,6 +429,11 @@ class Experiment(_Strict):
     def method(self, name: str) -> MethodConfig:
         """A method by its name. UserError where there is none."""
         return _by_name("method", name, self.methods)
+
+    @property
+    def measured(self) -> list[DiagnosticConfig]:
+        """The diagnostics that are switched on."""
+        return [diagnostic for diagnostic in self.diagnostics if diagnostic.enabled]
 
     def task(self, name: str) -> TaskConfig:
         """A task of the stream by its name. UserError where there is none."""
@@ -403,6 +488,7 @@ class _Parts:
         self.data = data
         self.train = self.part(TrainConfig, data.get("train", {}))
         self.assistant = data.get("assistant") is not None
+        self.backbone = self.part(ModelConfig, data.get("backbone"))
 
     @staticmethod
     def part(model: Any, data: Any) -> Any:
@@ -434,12 +520,13 @@ def _adapter(model: Any) -> TypeAdapter[Any]:
 
 
 def _cross_checks(parts: _Parts) -> Iterator[tuple[Loc, str, Any]]:
-    for key in ("tasks", "methods"):
+    for key in ("tasks", "methods", "diagnostics"):
         yield from _repeated_names((key,), parts.named(key))
     evaluate = parts.data.get("evaluate")
     if isinstance(evaluate, Mapping) and isinstance(evaluate.get("retention_tasks"), list):
         names = [_name_of(entry) for entry in evaluate["retention_tasks"]]
         yield from _repeated_names(("evaluate", "retention_tasks"), names)
+    yield from _check_splits(parts)
     yield from _check_orders(parts.data.get("orders"), parts.named("tasks"))
     yield from _check_seeds(parts.entries("seeds"))
     if parts.train is not None:
@@ -458,6 +545,32 @@ def _repeated_names(loc: Loc, names: Sequence[Any]) -> Iterator[tuple[Loc, str, 
                 f"{name!r} is the name of an earlier entry too (number {names.index(name) + 1})",
                 name,
             )
+
+
+def _check_splits(parts: _Parts) -> Iterator[tuple[Loc, str, Any]]:
+    """Tasks of the stream are trained on and tested; what is for evaluation only stands under `evaluate.retention_tasks`."""
+    raw = parts.data.get("evaluate", {})
+    evaluate = parts.part(EvaluateConfig, raw)
+    if evaluate is None:
+        return
+    in_stream = ["train", evaluate.split, *(["valid"] if evaluate.drift else [])]
+    listed = raw.get("retention_tasks") if isinstance(raw, Mapping) else evaluate.retention_tasks
+    for loc, entries, needed in (
+        (("tasks",), parts.entries("tasks"), in_stream),
+        (("evaluate", "retention_tasks"), listed or [], [evaluate.split]),
+    ):
+        for i, entry in enumerate(entries):
+            config = parts.part(TaskConfig, entry)
+            task = config.make() if config else None
+            lacks = [split for split in needed if split not in getattr(task, "splits", needed)]
+            if lacks:
+                has = " and ".join(task.splits)
+                reason = f": {task.why_not(lacks[0])}" if hasattr(task, "why_not") else ""
+                yield (
+                    (*loc, i),
+                    f"{config.name!r} has {has} examples only, and {lacks[0]} ones are needed here{reason}",
+                    config.name,
+                )
 
 
 def _check_orders(orders: Any, tasks: Sequence[Any]) -> Iterator[tuple[Loc, str, Any]]:
@@ -492,6 +605,12 @@ def _check_method(method: Mapping[str, Any], parts: _Parts) -> Iterator[tuple[Lo
             if reason:
                 yield (key,), f"{reasoning.name} and {strategy.name} do not go together: {reason}"
                 break  # one reason is enough for a pair
+    if strategy and parts.backbone and parts.backbone.quantization and getattr(strategy.learns_as, "writes_weights", True):
+        yield (
+            ("strategy",),
+            f"{strategy.name} trains the backbone's own weights, which quantization: {parts.backbone.quantization} makes too "
+            "coarse to learn: use lora or frozen_backbone",
+        )
     if reasoning and not parts.assistant and _needs_assistant(reasoning):
         yield (
             ("reasoning",),
@@ -504,6 +623,10 @@ def _check_method(method: Mapping[str, Any], parts: _Parts) -> Iterator[tuple[Lo
         )
     if per_task and strategy and not getattr(strategy.cls, "trains", True):
         yield ("per_task",), f"{strategy.name} trains nothing, so there is nothing to keep one copy a task of"
+    if strategy and getattr(strategy.cls, "reference", None):
+        for key, what in (("per_task", "one copy a task"), ("plugins", "plug-ins")):
+            if method.get(key):
+                yield (key,), f"{strategy.name} is a reference without a sequence, where {what} would mean nothing"
     if method.get("plugins") and strategy and not getattr(strategy.cls, "trains", True):
         yield ("plugins",), f"{strategy.name} trains nothing, so that plug-ins of the training have no effect"
     if parts.train is None:
@@ -511,6 +634,11 @@ def _check_method(method: Mapping[str, Any], parts: _Parts) -> Iterator[tuple[Lo
     train = _merged(parts.train, method.get("train"))
     already = set(parts.train.clashes())  # told where they are
     yield from ((("train", field), wrong) for field, wrong in train.clashes() if (field, wrong) not in already)
+    if train.sharding == "full" and strategy and getattr(strategy.cls, "trains", True):
+        if not strategy.learns_as.changes_backbone:
+            yield ("strategy",), f"sharding: full splits the backbone's own weights, and {strategy.name} does not train them"
+        elif per_task:
+            yield ("per_task",), "sharding: full keeps one copy of the backbone's weights, not one a task"
     for i, plugin in enumerate(method.get("plugins") or ()):
         try:
             registry.build_plugin(plugin.model_dump(), train.global_batch_size)
@@ -551,8 +679,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
 
     Args:
         path: the YAML file. `base: other.yaml` in it is read first (maps are merged, lists and everything else are
-            replaced; `methods_add:` and `tasks_add:` append). `name` and `output_dir` are not inherited, so that
-            two files never share the folder of their results by accident.
+            replaced; `methods_add:` and `tasks_add:` append; `methods_only: [a, b]` keeps those methods). `name` and
+            `output_dir` are not inherited, so that two files never share the folder of their results by accident.
         overrides: `dotted.key=value`, the value being YAML; entries of lists are addressed by index or by name:
             `methods.full_coconut.train.steps=60`.
 
@@ -569,25 +697,52 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     tree.data.setdefault("name", path.stem)
     for text in overrides:
         _yaml.override(tree, text, _SHORT_FORMS, source=len(files))
-    config, problems = _validated(tree)
+    _choose_methods(tree)
+    config, problems = validated(tree, Experiment)
     if problems:
         raise UserError("\n".join(map(str, problems)))
     assert config is not None
     return Loaded(config, path, tuple(files), overrides)
 
 
-def _validated(tree: Tree) -> tuple[Experiment | None, list[Problem]]:
+def _choose_methods(tree: Tree) -> None:
+    """`methods_only: [a, b]` keeps those methods, in the order of `methods`."""
+    wanted = tree.data.pop("methods_only", None)
+    if wanted is None:
+        return
+    mark, methods = tree.mark(("methods_only",)), tree.data.get("methods")
+    if not isinstance(methods, list):
+        return  # that is told by itself
+    known = [_name_of(entry) for entry in methods]
+    if not isinstance(wanted, list) or not wanted:
+        tree.problems.append(Problem(mark, "methods_only: should be a list of methods, such as [full_coconut, softcot]"))
+        return
+    for name in wanted:
+        if name not in known:
+            tree.problems.append(Problem(mark, f"methods_only: unknown method {name!r}{did_you_mean(name, filter(None, known))}"))
+    kept = [i for i, name in enumerate(known) if name in wanted]
+    if kept:
+        before = Tree(tree.data, dict(tree.keys), dict(tree.values))
+        tree.forget(("methods",))
+        tree.values["methods",] = before.mark(("methods",))
+        for new, old in enumerate(kept):
+            tree.adopt(before, ("methods", old), ("methods", new))
+        tree.data["methods"] = [methods[i] for i in kept]
+
+
+def validated(tree: Tree, model: type[Any]) -> tuple[Any, list[Problem]]:
+    """The data of a tree as a model, and everything that is wrong with them, each with its place."""
     problems, config = set(tree.problems), None
     already = {problem.mark for problem in problems}  # what follows from those would only confuse
     try:
         # A copy: a validator of somebody's may change what it is given.
-        config = Experiment.model_validate(copy.deepcopy(tree.data))
+        config = model.model_validate(copy.deepcopy(tree.data))
     except ValidationError as error:
         texts: dict[tuple[Mark, str], list[str]] = {}
         for one in error.errors(include_url=False):
             mark, label = _place(tree, one)
             said = texts.setdefault((mark, label), [])
-            text = worded(one, Experiment)
+            text = worded(one, model)
             if text not in said:
                 said.append(text)
         # Several errors about one value are the ways in which it could have been right.
@@ -627,7 +782,7 @@ def to_yaml(config: Experiment) -> str:
 
 def fingerprint(config: Experiment) -> str:
     """SHA-256, in hex, of all that can change a number: everything but `output_dir` and `tracking`."""
-    return _hash({key: value for key, value in to_data(config).items() if key not in ("output_dir", "tracking")})
+    return _hash({key: value for key, value in identity_of(config).items() if key not in ("output_dir", "tracking")})
 
 
 def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> str:
@@ -636,15 +791,16 @@ def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> s
     Unlike `fingerprint` it stays the same when other methods, orders or seeds are added, so that their finished
     runs need not be done again.
     """
-    data = to_data(config)
+    data = identity_of(config)
     chosen = config.method(method)
     return _hash(
         {
             **{key: data[key] for key in ("backbone", "assistant", "evaluate")},
-            "tasks": [task.model_dump(mode="json") for task in config.tasks_in(order)],
-            "train": config.train_for(chosen).model_dump(mode="json"),
-            "method": {k: v for k, v in chosen.model_dump(mode="json").items() if k != "train"},
+            "tasks": [identity_of(task) for task in config.tasks_in(order)],
+            "train": identity_of(config.train_for(chosen)),
+            "method": {k: v for k, v in identity_of(chosen).items() if k != "train"},
             "seed": seed,
+            **({"diagnostics": [identity_of(d) for d in config.measured]} if config.measured else {}),
         }
     )
 
@@ -661,7 +817,7 @@ def json_schema() -> dict[str, Any]:
     """
     schema = Experiment.model_json_schema()
     definitions = schema["$defs"]
-    for model in (TaskConfig, ReasoningConfig, StrategyConfig):
+    for model in (TaskConfig, ReasoningConfig, StrategyConfig, DiagnosticConfig):
         definitions[model.__name__] = _plugin_schema(model, definitions)
     text = {"type": "string"}
     definitions.pop("BaseModel", None)  # stood for settings
@@ -679,16 +835,19 @@ def json_schema() -> dict[str, Any]:
     for key in _APPENDABLE:
         added = {"items": properties[key]["items"], "type": "array"}
         properties[f"{key}_add"] = {**added, "description": f"entries behind those of `{key}` in the base"}
+    names = {"items": text, "type": "array", "minItems": 1}
+    properties["methods_only"] = {**names, "description": "the methods to keep, by name (left out: all)"}
     schema.pop("required", None)  # a base may hold what is missing here
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _plugin_schema(model: type[_PlugIn], definitions: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: info for name, info in model.model_fields.items() if name != "settings"}
     own = {
-        name: {"type": "string", "description": info.description}
-        for name, info in model.model_fields.items()
-        if name != "settings"
+        name: {"type": "boolean" if info.annotation is bool else "string", "description": info.description}
+        for name, info in fields.items()
     }
+    required = [name for name, info in fields.items() if info.is_required()]
     own_class = {**own[model.selector], "pattern": ":"}
     names = registry.known(model.kind)
     choices: list[dict[str, Any]] = [
@@ -696,7 +855,7 @@ def _plugin_schema(model: type[_PlugIn], definitions: dict[str, Any]) -> dict[st
         {
             "type": "object",
             "properties": {**own, model.selector: own_class},
-            "required": list(own),
+            "required": required,
             "additionalProperties": True,
         },
     ]
@@ -710,7 +869,7 @@ def _plugin_schema(model: type[_PlugIn], definitions: dict[str, Any]) -> dict[st
         shared = {"type": "object", "additionalProperties": False}
         chosen = {model.selector: {"const": name}}
         options = described.get("properties", {})
-        needed = [*own, *described.get("required", [])]
+        needed = [*required, *described.get("required", [])]
         choices.append({**shared, "properties": {**own, **chosen, **options}, "required": needed})
         if model.selector != "name":  # the label alone, where it is the name of the file too
             label = {"name": {"const": name}, **options}

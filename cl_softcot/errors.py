@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -28,6 +29,27 @@ class UserError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text}\n  {self.fix}" if self.fix else text
+
+
+class RunsFailed(UserError):
+    """Some runs of an experiment failed; the others were finished first. `__cause__` is the error of the first.
+
+    Attributes:
+        failed: reason by run.
+    """
+
+    exit_status = 1
+
+    def __init__(self, failed: Mapping[str, str]):
+        super().__init__("\n".join(f"{run} failed: {reason}" for run, reason in failed.items()))
+        self.failed = dict(failed)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.failed,)
+
+
+class StopRun(Exception):
+    """Raised by an `on_row`: the run ends there. What it did is kept, and a later start goes on from it."""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -8,22 +8,24 @@ are taken over, not computed again (unseen tasks of a per-task method, frozen we
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cl_softcot import parallel
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json, read_json, read_jsonl, sha256_of
 from cl_softcot.metrics.cost import cost_per_answer
 from cl_softcot.metrics.drift import DriftReference, drift, written_ids
 from cl_softcot.metrics.intervals import bootstrap_interval
 from cl_softcot.metrics.retention import retention
+from cl_softcot.side_by_side import working_seconds
 from cl_softcot.tasks.base import Example, Task
 
 Prediction = dict[str, Any]
 GENERAL = "general"
+_NO_DRIFT = {"as_used": {}, "weights_alone": {}}
 DATA_SEED = 0  # test and validation examples are the same for every method, order and seed: differences are paired
 
 
@@ -50,7 +52,7 @@ class Answers:
         self.known.update({(p["policy"], p["set"], p["id"]): p for p in predictions})
 
     def remember_file(self, path: Path) -> None:
-        self.remember(read_jsonl(path, missing_ok=True))
+        self.remember(parallel.from_main(lambda: read_jsonl(path, missing_ok=True)))
 
     def get(self, fingerprint: str, probe: Probe, example: Example) -> Prediction | None:
         return self.known.get((fingerprint, probe.kind, example.id))
@@ -95,10 +97,19 @@ def accuracy_of(predictions: Sequence[Prediction]) -> float:
 
 class Evaluator:
     """Measures rows of one experiment. ``base`` is the base's plain-CoT policy; ``shared`` the experiment's folder of what is
-    the same for every method (see ``measure_base``)."""
+    the same for every method (see ``measure_base``); ``assistant`` the fingerprint of the experiment's assistant."""
 
-    def __init__(self, settings: Any, tasks: Sequence[Task], families: Sequence[Task], general: Sequence[Example], base: Any):
+    def __init__(
+        self,
+        settings: Any,
+        tasks: Sequence[Task],
+        families: Sequence[Task],
+        general: Sequence[Example],
+        base: Any,
+        assistant: str | None = None,
+    ):
         self.settings = settings
+        self.assistant = assistant
         n = {"task": settings.test, "retention": settings.retention}
         self.tasks = [Probe("task", t, t.examples(settings.split, n["task"], DATA_SEED)) for t in tasks]
         self.families = [
@@ -131,9 +142,13 @@ class Evaluator:
         continuations = {
             name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
         }
-        _write_predictions(shared / "base_predictions.jsonl", predictions)
-        atomic_write_text(shared / "base_continuations.json", dump_json(continuations) + "\n")
-        atomic_write_json(shared / "base.json", self._base_record())  # last: without it the base was not measured
+
+        def write() -> None:
+            _write_predictions(shared / "base_predictions.jsonl", predictions)
+            atomic_write_text(shared / "base_continuations.json", dump_json(continuations) + "\n")
+            atomic_write_json(shared / "base.json", self._base_record())  # last: without it the base was not measured
+
+        parallel.from_main(write)
 
     def has_measured_base(self, shared: Path) -> bool:
         """Whether ``measure_base`` did its work there, with this base and on these data.
@@ -141,30 +156,34 @@ class Evaluator:
         Raises:
             UserError: if it did, but with others: numbers of the two must not stand beside each other.
         """
-        path = shared / "base.json"
-        if not path.exists():
+        path, wanted = shared / "base.json", self._base_record()
+        known = parallel.from_main(lambda: read_json(path) if path.exists() else None)
+        if known is None:
             return False
-        known, wanted = read_json(path), self._base_record()
+        if "assistant" not in known:  # a folder from before this was kept
+            wanted.pop("assistant", None)
         differs = [name for name in {**wanted, **known} if known.get(name) != wanted.get(name)]
         if differs:
             raise UserError(
-                f"this folder was begun with other data or another base (what differs: {', '.join(differs)})",
+                f"this folder was begun with other data or other models (what differs: {', '.join(differs)})",
                 where=str(path),
                 fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
             )
         return True
 
     def _base_record(self) -> dict[str, Any]:
-        """What the base's answers depend on: its weights, how it writes, and every set of examples."""
+        """What must not change under a folder: the models, how the base writes, and every set of examples."""
         sets = [(f"{p.kind} {p.name}", p.examples) for p in (*self.tasks, *self.families)]
         sets += [(f"drift {name}", examples) for name, examples in self._sets.items()]
         written = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": self.settings.batch_size}
-        return {"base": self.base.fingerprint, **written, **{name: _hash_of(examples) for name, examples in sets}}
+        assistant = {"assistant": self.assistant} if self.assistant else {}
+        models = {"base": self.base.fingerprint, **assistant}
+        return {**models, **written, **{name: _hash_of(examples) for name, examples in sets}}
 
     def load_base(self, shared: Path) -> None:
         """Takes over what ``measure_base`` found."""
         self.answers.remember_file(shared / "base_predictions.jsonl")
-        continuations = read_json(shared / "base_continuations.json")
+        continuations = parallel.from_main(lambda: read_json(shared / "base_continuations.json"))
         self._references = [
             DriftReference.build(name, self.base, examples, self.settings.max_new_tokens, continuations[name])
             for name, examples in self._sets.items()
@@ -177,26 +196,35 @@ class Evaluator:
 
         ``policy`` is the method as used; ``alone`` a policy of its bare weights in plain CoT.
         """
-        started = time.perf_counter()
-        used = {probe.name: self._answer(policy, probe) for probe in self.tasks}
-        kept = {probe.name: self._answer(policy, probe) for probe in self.families}
-        bare = {probe.name: self._answer(alone, probe) for probe in self.families}
-        written = [p for group in (used, kept) for predictions in group.values() for p in predictions]
-        _write_predictions(folder / "predictions" / f"row_{index}.jsonl", written)
-        if bare and index:
-            _write_predictions(folder / "predictions" / f"weights_alone_{index}.jsonl", [p for ps in bare.values() for p in ps])
+        started = working_seconds()
+        whole = index % self.settings.every == 0 or index == len(self.tasks)
+        families = self.families if whole else []
+        used = {probe.name: self._answer(policy, probe) for probe in self._asked(index)}
+        kept = {probe.name: self._answer(policy, probe) for probe in families}
+        bare = {probe.name: self._answer(alone, probe) for probe in families}
+        written = [*used.values(), *kept.values()]
+        parallel.from_main(lambda: _write_row(folder / "predictions", index, written, list(bare.values())))
         row = {
             "row": index,
             "accuracy": self._accuracies(used),
             "retention": {"as_used": self._retention(kept), "weights_alone": self._retention(bare)},
-            "drift": {"as_used": self._drift(policy), "weights_alone": self._drift(alone)},
+            "drift": {"as_used": self._drift(policy), "weights_alone": self._drift(alone)} if whole else dict(_NO_DRIFT),
             "cost": cost_per_answer([_Cost(p["tokens"], p["forward_passes"]) for ps in used.values() for p in ps]),
         }
         routing = self._routing(policy)
         if routing:
             row["routing"] = routing
-        row["evaluate_seconds"] = time.perf_counter() - started
+        row["evaluate_seconds"] = working_seconds() - started
         return row
+
+    def _asked(self, index: int) -> list[Probe]:
+        """The tasks' examples that are answered in a row. What transfer is made of is whole: a task's last row before its turn,
+        its first one after it, and the last row of all."""
+        some, last = self.settings.between, len(self.tasks)
+        if some is None or index in (0, last):
+            return self.tasks
+        whole = (index - 1, index)
+        return [p if j in whole else replace(p, examples=p.examples[:some]) for j, p in enumerate(self.tasks)]
 
     def untrained(self, policy: Any) -> list[float]:
         """Accuracy of the base in the method's own mode (its thoughts and prompts, nothing learned yet), a task each."""
@@ -256,6 +284,12 @@ def _broken_down(predictions: Sequence[Prediction]) -> dict[str, dict[str, list[
 
 def _hash_of(examples: Sequence[Example]) -> str:
     return sha256_of(dump_json([[e.id, e.question, list(e.steps), e.answer] for e in examples]).encode())
+
+
+def _write_row(folder: Path, index: int, used: Sequence[list[Prediction]], bare: Sequence[list[Prediction]]) -> None:
+    _write_predictions(folder / f"row_{index}.jsonl", [p for predictions in used for p in predictions])
+    if bare and index:
+        _write_predictions(folder / f"weights_alone_{index}.jsonl", [p for predictions in bare for p in predictions])
 
 
 def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

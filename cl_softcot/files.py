@@ -13,9 +13,11 @@ import hashlib
 import json
 import math
 import os
+import random
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -146,28 +148,36 @@ def explained(path: str | Path) -> Iterator[None]:
         raise
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
     """Writes a whole file or nothing, and returns when it is on the disk. Makes the folder if needed.
+
+    ``durable=False`` does not wait for the disk: after a power cut the file may be torn. For files whose readers would notice.
 
     Raises:
         UserError: if the disk is full or the place cannot be written; the old content is intact then.
     """
+    atomic_write(path, lambda beside: beside.write_bytes(data), durable=durable)
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
+    """`atomic_write_bytes` for what `write(path)` makes: it writes a file beside, which then takes its place."""
     path = Path(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files are private (0600), and results are for others to read as well.
         beside = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         try:
-            with open(beside, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write(beside)
+            if durable:
+                with open(beside, "rb") as file:
+                    os.fsync(file.fileno())
             os.replace(beside, path)
         except BaseException:
             with suppress(OSError):
                 beside.unlink()
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -278,6 +288,37 @@ def sha256_of(source: str | Path | bytes | bytearray | memoryview) -> str:
         raise UserError("there is no such file", where=str(source)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(source)) from None
+
+
+@contextmanager
+def waiting_lock(path: Path, seconds: float = 600.0) -> Iterator[None]:
+    """One process at a time: waits for a kernel lock on a file, which the kernel frees when its holder dies.
+
+    Where a disk has no locks (or none between machines) nobody waits: use it only where two at once lose nothing for good.
+
+    Raises:
+        UserError: if the file cannot be written, or another process holds it for longer than `seconds`.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise UserError(f"another process has held this lock for {seconds:g} s", where=str(path)) from None
+                time.sleep(0.02 + 0.03 * random.random())  # so that those who wait do not all ask at once
+            except OSError:
+                break  # a file system without locks
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by close alone: forked children hold copies
+        os.close(descriptor)
 
 
 class FolderLock:

@@ -10,8 +10,10 @@ plugins attach to every method. What differs from the template, and why:
 * **Losses are summed, and divided once**, by the tokens of the whole global batch (``mean_over_tokens``).
 * **Order is arithmetic.** Which examples make up a step, and every random number of the encoding, follow from
   (seed, turn, step); a resumed run asks for step 57 and gets what the uninterrupted one got.
-* **The optimiser lives for a turn**: AdamW, fresh at its start, never reset at a stage of Coconut's
-  curriculum within it.
+* **The optimiser lives for a turn**: AdamW, fresh at its start. ``train.reset_optimizer`` can reset it at every
+  stage of a curriculum or at every pass through the data.
+* **Several processes** split the rows of every global batch, and sum their gradients before the plugins see
+  them (``parallel.py``). Plugins see the same batch, the same loss and the same gradient everywhere.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cl_softcot import parallel
 from cl_softcot.checkpoint import capture_rng, restore_rng
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.registry import find
@@ -47,8 +50,8 @@ from avalanche.training.templates import SupervisedTemplate
 Snapshot = dict[str, dict[str, Any]]
 """``{"tensors": {name: Tensor}, "state": JSON data}``: what ``checkpoint.save`` takes."""
 
-ADAM_BETAS = (0.9, 0.99)
 LOSS_WINDOW = 10  # steps per entry of TurnReport.losses
+HALF_SCALE = 4096.0  # fp16 ends at 6e-8: gradients of a loss per token would vanish on their way through the backbone
 _START_OVER = "Start over with --restart."
 
 
@@ -106,8 +109,9 @@ class Learner:
         train: the ``train:`` section of the configuration.
         plugins: ``{name: replay, ...}`` or ``{name: package.module:Class, ...}`` each (see ``build_plugin``).
         seed: decides order, encoding and every random number of training.
-        on_step: called after every step with a dict of turn (index), task (name), step (from 1), steps,
-            stage, loss (nats per token), learning_rate (of the first group), seconds (in this turn).
+        on_step: called after every step, before a checkpoint of it, with a dict of turn (index), task (name), step
+            (from 1), steps, stage, loss (nats per token), learning_rate (of the first group), seconds (in this turn).
+            May look at the weights, and has to leave everything as it was.
 
     Raises:
         UserError: for a plugin that cannot work here.
@@ -133,7 +137,7 @@ class Learner:
         self._learned: list[dict[str, Any]] = []  # the turns that are done
         self._registered = 0  # experiences whose examples the reasoning knows
         self._resume: Snapshot | None = None  # the unfinished turn that was loaded
-        self._last_good: Snapshot | None = None
+        self._last_good: tuple[int, dict[str, Tensor]] | None = None  # steps done, and this process's part of the weights
 
     def loop(
         self,
@@ -161,7 +165,7 @@ class Learner:
         self._register(turn)
         seed_everything(f"{self.seed}/{turn.index}")
         training = self.training
-        self._last_good = resume or self.state_dict()
+        self._remember(self.resumed_steps(resume))
         training.begin_turn(turn, MethodModel(self.parts), resume, checkpoint)
         try:
             training.train(turn.experience, eval_streams=[])
@@ -169,8 +173,18 @@ class Learner:
             training.model.eval()
             training.end_turn()
             self._last_good = None
+        if parallel.size() > 1:
+            parallel.require_same("the weights after this turn", self._hash_of_weights())
         self._learned.append(_identity(turn))
         return training.report()
+
+    def _hash_of_weights(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.strategy.tensors(self.parts).items()):
+            digest.update(name.encode())
+            if not parallel.is_sharded(tensor):  # of a sharded one everybody has another part
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _register(self, turn: Turn) -> None:
         """Tells the reasoning which examples belong together, turn by turn, so that what it computes once for
@@ -181,9 +195,12 @@ class Learner:
 
     def state_dict(self) -> Snapshot:
         """All that the coming steps depend on: trained weights, plugin memories, and inside a turn also
-        optimiser, random numbers and position. Tensors are copies."""
+        optimiser, random numbers and position. Tensors are copies.
+
+        Of several processes all have to ask, and the first gets the tensors.
+        """
         weights = {f"weights/{name}": tensor for name, tensor in self.strategy.tensors(self.parts).items()}
-        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        tensors = {name: parallel.kept_by_main(tensor) for name, tensor in weights.items()}
         state: dict[str, Any] = {
             "learned": list(self._learned),
             "clock": dict(vars(self.training.clock)),
@@ -212,38 +229,49 @@ class Learner:
         experiences = experiences_of(stream)
         for done in state["learned"]:
             _same_data(done, experiences)
-        load_weights(self.strategy.tensors(self.parts), _under("weights/", tensors))
+        load_weights(self.strategy.tensors(self.parts), _Under("weights/", tensors))
         if len(state["plugins"]) != len(self.plugins):
             raise UserError("the checkpoint was made with other plugins", fix=_START_OVER)
         for i, plugin in enumerate(self.plugins):
-            saved = {"state": state["plugins"][i], "tensors": _under(f"plugins/{i}/", tensors)}
+            saved = {"state": state["plugins"][i], "tensors": _Under(f"plugins/{i}/", tensors)}
             _load_plugin(plugin, saved, experiences)
         vars(self.training.clock).update(state["clock"])
         self._learned = list(state["learned"])
-        self._resume = {"tensors": dict(tensors), "state": dict(state)} if state["turn"] is not None else None
+        self._resume = {"tensors": tensors, "state": dict(state)} if state["turn"] is not None else None
 
     @property
     def resumes_at_step(self) -> int:
         """How many steps of the coming turn the loaded snapshot has; 0 if it was taken between turns."""
-        return 0 if self._resume is None else self._resume["state"]["turn"]["step"]
+        return self.resumed_steps(self._resume)
+
+    @staticmethod
+    def resumed_steps(snapshot: Snapshot | None) -> int:
+        """How many steps of its unfinished turn a snapshot has; 0 if it is of no turn."""
+        inside = snapshot["state"]["turn"] if snapshot else None
+        return inside["step"] if inside else 0
 
     def take_checkpoint(self, checkpoint: Callable[[Snapshot], None] | None) -> None:
         """Remembers this moment as the last good state, and hands it out."""
-        self._last_good = self.state_dict()
+        self._remember(len(self.training.step_losses))
         if checkpoint is not None:
-            checkpoint(self._last_good)
+            checkpoint(self.state_dict())
+
+    def _remember(self, step: int) -> None:
+        weights = self.strategy.tensors(self.parts)
+        self._last_good = step, {name: parallel.local_copy(tensor) for name, tensor in weights.items()}
 
     def diverged(self, turn: Turn, step: int, what: str, learning_rates: Sequence[float]) -> LossDiverged:
         """Puts the weights back to the last good state and returns the error to raise."""
-        good = self._last_good
-        load_weights(self.strategy.tensors(self.parts), _under("weights/", good["tensors"]))
-        inside = good["state"]["turn"]
-        since = inside["step"] if inside else 0
+        since, weights = self._last_good
+        parallel.reshard(self.parts.backbone.model)
+        for name, tensor in self.strategy.tensors(self.parts).items():
+            parallel.put_local(tensor, weights[name])
         rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(learning_rates))
+        clip = self.train.gradient_clip
         error = LossDiverged(
             f"{what} is no longer a number; training stopped, and the weights are those after step {since} of this turn",
             where=f"turn {turn.index + 1} ({turn.name}), step {step + 1} of {self.train.steps}",
-            fix=f"Lower the learning rate (now {rates}), or train.gradient_clip (now {self.train.gradient_clip:g}).",
+            fix=f"Lower the learning rate (now {rates}), or train.gradient_clip (now {'null' if clip is None else f'{clip:g}'}).",
         )
         error.turn, error.step, error.last_good_step = turn.index, step, since
         return error
@@ -260,6 +288,7 @@ class TrainingLoop(SupervisedTemplate):
     def __init__(self, *, learner: Learner):
         self.learner = learner
         self.turn: Turn | None = None
+        self._watched = False
         super().__init__(
             model=MethodModel(learner.parts),
             optimizer=None,  # made afresh at the start of every turn
@@ -267,7 +296,7 @@ class TrainingLoop(SupervisedTemplate):
             train_mb_size=learner.train.global_batch_size,
             device=_device_of(learner.parts),
             plugins=learner.plugins,
-            evaluator=EvaluationPlugin(loggers=[_NoLogger()]),
+            evaluator=EvaluationPlugin(loggers=[_NoLogger()] if parallel.is_main() else None),
         )
 
     # --- the turn ------------------------------------------------------------------------------
@@ -282,6 +311,7 @@ class TrainingLoop(SupervisedTemplate):
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self.optimizer.zero_grad()
+            self._reset_optimizer_where_wanted()
             self._set_learning_rate()
 
             self._before_forward(**kwargs)
@@ -289,11 +319,16 @@ class TrainingLoop(SupervisedTemplate):
             self._after_forward(**kwargs)
             step_loss = self._finite(self.loss, "the loss")
 
+            without_penalties = self.loss
             self._before_backward(**kwargs)  # where penalties are added to self.loss
+            self._count_penalties_once(without_penalties)
             self.backward()
+            parallel.reshard(self.model.backbone)
+            parallel.sum_gradients(self._trained)
+            self._unscale()
             self._after_backward(**kwargs)
 
-            gradient_norm = nn.utils.clip_grad_norm_(self._trained, self.learner.train.gradient_clip)
+            gradient_norm = parallel.clip_gradients(self._trained, self.learner.train.gradient_clip or math.inf)
             self._finite(gradient_norm, "the gradient")
             self._before_update(**kwargs)
             self.optimizer_step()
@@ -307,20 +342,23 @@ class TrainingLoop(SupervisedTemplate):
         """Loss of the global batch, in nats per token; only its last micro-batch still needs a backward pass.
 
         The earlier ones have theirs here, so that one graph is in memory at a time. The returned loss has the
-        value of the whole.
+        value of the whole, of all processes, and the graph of this one's last micro-batch.
         """
         n_tokens = labelled_tokens(self.mbatch)
         micro_batches = self._micro_batches()
         outputs, loss = [], self._make_empty_loss()
-        for micro_batch in micro_batches:
-            output = self.model(micro_batch)
-            part = mean_over_tokens(output.loss_sum, n_tokens)
-            if micro_batch is not micro_batches[-1]:
-                part.backward()
-                part, output = part.detach(), _detached(output)
-            outputs.append(output)
-            loss = loss + part
+        with parallel.own_random_numbers(f"{self.learner.seed}/{self.turn.index}/{self.step}"):
+            for micro_batch in micro_batches:
+                output = self._forward(micro_batch)
+                part = mean_over_tokens(output.loss_sum, n_tokens)
+                if micro_batch is not micro_batches[-1]:
+                    (part * self._scale).backward()
+                    part, output = part.detach(), _detached(output)
+                outputs.append(output)
+                loss = loss + part
         merged = merge_losses(outputs)
+        if parallel.size() > 1:
+            merged, loss = self._of_all_processes(merged, loss)
         if merged.n_tokens != n_tokens:
             raise ValueError(
                 f"{type(self.learner.parts.reasoning).__name__}.loss counted {merged.n_tokens} tokens, "
@@ -328,11 +366,68 @@ class TrainingLoop(SupervisedTemplate):
             )
         return merged, loss
 
+    @property
+    def _scale(self) -> float:
+        """What losses are multiplied by on their way back, and gradients divided by afterwards."""
+        return HALF_SCALE if self.learner.parts.backbone.compute_dtype == torch.float16 else 1.0
+
+    def backward(self) -> None:
+        (self.loss * self._scale).backward()
+
+    def _unscale(self) -> None:
+        if self._scale != 1.0:
+            for parameter in self._trained:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._scale)
+
+    def _forward(self, batch: Any) -> Any:
+        """The ``Loss`` of a micro-batch. Processes that share weights have to run them equally often."""
+        self._passes = 0
+        output = self.model(batch)
+        if self._counts_passes:
+            passes = parallel.gathered_from_all(self._passes)
+            if len(set(passes)) > 1:
+                raise UserError(
+                    f"rows of one batch need different numbers of passes ({min(passes)} and {max(passes)}), which "
+                    "processes that share their weights cannot do",
+                    fix="Give all rows equally many thoughts (no drawn stages, thoughts padded), or train.sharding: none.",
+                )
+        return output
+
+    def _of_all_processes(self, own: Any, loss: Tensor) -> tuple[Any, Tensor]:
+        """The ``Loss`` of the whole global batch: values of all, the graph of this process's rows."""
+        size, rows = len(self.mbatch), parallel.own_rows(len(self.mbatch))
+        per_example_B = own.per_example_B.new_zeros(size)
+        per_example_B[rows] = own.per_example_B.detach()
+        numbers = torch.stack([t.detach().double().sum() for t in (own.loss_sum, loss, loss.new_tensor(own.n_tokens))])
+        loss_sum, value, n_tokens = parallel.sum_over_all(numbers)
+        merged = dataclasses.replace(
+            own,
+            loss_sum=loss_sum.to(own.loss_sum.dtype),
+            n_tokens=int(n_tokens),
+            per_example_B=parallel.sum_over_all(per_example_B),
+        )
+        return merged, loss + (value.to(loss.dtype) - loss.detach())
+
+    def _count_penalties_once(self, without: Tensor) -> None:
+        """Gradients of the processes are summed, and a penalty's is the same in all."""
+        if parallel.size() > 1 and self.loss is not without:
+            penalty = self.loss - without
+            self.loss = without + penalty.detach() + (penalty - penalty.detach()) / parallel.size()
+
     def _micro_batches(self) -> list[Any]:
-        size = self.learner.train.micro_batch_size
-        if size is None or size >= self.learner.train.global_batch_size:
-            return [self.mbatch]
-        return list(self.mbatch.split(size))
+        """This process's rows of the global batch, ``train.micro_batch_size`` at a time."""
+        size, rows = self.learner.train.micro_batch_size, parallel.own_rows(len(self.mbatch))
+        mine = self.mbatch if parallel.size() == 1 else self.mbatch.rows(rows)
+        if size is None or size >= rows.stop - rows.start:
+            return [mine]
+        return list(mine.split(size))
+
+    def _reset_optimizer_where_wanted(self) -> None:
+        """AdamW forgets its means and starts to count its steps anew (``train.reset_optimizer``)."""
+        when, step = self.learner.train.reset_optimizer, self.step
+        if step and self.dataloader.begins(step, when):
+            self.optimizer.state.clear()
 
     def _set_learning_rate(self) -> None:
         train = self.learner.train
@@ -351,6 +446,7 @@ class TrainingLoop(SupervisedTemplate):
         self.step_losses.append(loss)
         self.tokens += self.mb_output.n_tokens
         if self.learner.on_step is not None:
+            began = time.perf_counter()
             self.learner.on_step(
                 {
                     "turn": self.turn.index,
@@ -363,6 +459,7 @@ class TrainingLoop(SupervisedTemplate):
                     "seconds": self._seconds(),
                 }
             )
+            self._started += time.perf_counter() - began  # what is measured meanwhile is no learning
 
     def _maybe_checkpoint(self) -> None:
         every, done = self.learner.train.checkpoint_every_steps, self.step + 1
@@ -382,10 +479,30 @@ class TrainingLoop(SupervisedTemplate):
                 fix="Its phases must add up to train.steps: methods in one table have equal budgets.",
             )
         self.turn, self.model, self.checkpoint, self._resume = turn, model, checkpoint, resume
+        self._watch_passes(model)
         self.step_losses: list[float] = []
         self.tokens, self._replayed_per_step = 0, 0
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self.learner.collate.set_moment(turn.index, 0, self.phases[0])
+
+    def _watch_passes(self, model: nn.Module) -> None:
+        self._passes, self._counts_passes = 0, any(parallel.is_sharded(p) for p in model.backbone.parameters())
+        if self._counts_passes and not self._watched:
+            self._watched = True
+
+            def count(*_: Any) -> None:
+                self._passes += 1
+
+            self.learner.parts.backbone.core.register_forward_pre_hook(count)
+
+    def _refuse_uneven_shares(self) -> None:
+        """Processes that share weights gather them for every micro-batch, so that all need equally many."""
+        batch, n = self.learner.train.global_batch_size, parallel.size()
+        if n > 1 and self.learner.train.sharding == "full" and batch % n:
+            raise UserError(
+                f"train.sharding: full needs equal shares, and {n} processes cannot share {batch} examples (global_batch_size)",
+                fix=f"Set it to a multiple of {n}, say {batch + n - batch % n}.",
+            )
 
     def end_turn(self) -> None:
         """Lets go of the turn's data; ``train`` does so itself unless it raises."""
@@ -413,8 +530,12 @@ class TrainingLoop(SupervisedTemplate):
         """What a turn in progress adds to a snapshot."""
         rng = capture_rng()
         tensors = {f"rng/{name}": tensor for name, tensor in rng["tensors"].items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{key}": v.detach().to("cpu", copy=True) for key, v in values.items()}
+        numbers: dict[str, int | float] = {}  # of optimisers that count their steps outside of tensors
+        for name, value in _leaves(self.optimizer.state_dict()["state"]):
+            if torch.is_tensor(value):
+                tensors[f"optimizer/{name}"] = parallel.kept_by_main(value)
+            else:
+                numbers[name] = value
         state = {
             **_identity(self.turn),
             "step": len(self.step_losses),
@@ -422,6 +543,7 @@ class TrainingLoop(SupervisedTemplate):
             "tokens": self.tokens,
             "seconds": self._seconds(),
             "rng": rng["state"],
+            **({"optimizer": numbers} if numbers else {}),
         }
         return {"tensors": tensors, "state": state}
 
@@ -432,11 +554,15 @@ class TrainingLoop(SupervisedTemplate):
         tensors, state = self._resume["tensors"], self._resume["state"]["turn"]
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {}
-        for name, tensor in _under("optimizer/", tensors).items():
-            i, key = name.split("/")
-            optimizer["state"].setdefault(int(i), {})[key] = tensor.clone()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, value in _Under("optimizer/", tensors).items():
+            parameter = parameters[int(name.split("/")[0])]
+            value = parallel.like(parameter, value) if value.shape == parameter.shape else value
+            _put_leaf(optimizer["state"], name, value.clone())
+        for name, number in state.get("optimizer", {}).items():
+            _put_leaf(optimizer["state"], name, number)
         self.optimizer.load_state_dict(optimizer)
-        restore_rng({"tensors": _under("rng/", tensors), "state": state["rng"]})
+        restore_rng({"tensors": _Under("rng/", tensors), "state": state["rng"]})
         vars(self.clock).update(self._resume["state"]["clock"])
         self.step_losses, self.tokens = list(state["losses"]), state["tokens"]
         self._seconds_before = state["seconds"]
@@ -466,14 +592,17 @@ class TrainingLoop(SupervisedTemplate):
         groups = [dict(group) for group in self.learner.strategy.trainable(self.learner.parts)]
         self._trained = [p for group in groups for p in group["params"]]
         self.optimized_param_id = check_trainable(self.model, self._trained)
-        self.optimizer = torch.optim.AdamW(groups, betas=ADAM_BETAS, weight_decay=0.0)
+        self.optimizer = make_adamw(groups, self.learner.train)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
 
     # The template takes a batch for a list of tensors; ours is a mapping that answers to positions.
 
     def _unpack_minibatch(self) -> None:
-        self.mbatch = self.mbatch.to(self.device)
+        if self.device.type == "cuda":
+            self.mbatch = self.mbatch.pin_memory().to(self.device, non_blocking=True)
+        else:
+            self.mbatch = self.mbatch.to(self.device)
 
     @property
     def mb_x(self) -> Any:
@@ -573,6 +702,15 @@ class ExactSteps:
             phase = self.phase_of_step[step]
             self.collate.set_moment(self.turn.index, step, phase)
             yield step, phase, self.collate(self.rows(step))
+
+    def begins(self, step: int, what: str) -> bool:
+        """Whether a ``stage`` of the curriculum, or an ``epoch`` of the turn's own data, begins with this step."""
+        if what == "stage":
+            return self.phase_of_step[step] is not self.phase_of_step[step - 1]
+        if what == "epoch":
+            size, n = self.batch_sizes[0], len(self.datasets[0])
+            return step * size // n > (step - 1) * size // n
+        return step == 0
 
     def rows(self, step: int) -> list[dict]:
         """The rows of a step."""
@@ -679,12 +817,53 @@ def load_weights(into: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> N
         UserError: unless names and shapes are the same.
     """
     wrong = sorted(into.keys() ^ weights.keys())
-    wrong += [name for name in into.keys() & weights.keys() if into[name].shape != weights[name].shape]
+    if not wrong:
+        for name, tensor in into.items():
+            value = weights[name]  # once: it may come from another process
+            if value.shape != tensor.shape:
+                wrong = [name]
+                break
+            parallel.put(tensor, value)
     if wrong:
         raise UserError(f"the checkpoint is of another method: '{wrong[0]}' does not fit", fix=_START_OVER)
-    with torch.no_grad():
-        for name, tensor in into.items():
-            tensor.copy_(weights[name])
+
+
+def make_adamw(groups: list[dict[str, Any]], train: Any) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) as ``train.optimizer`` says; weight decay is in the groups.
+
+    Raises:
+        UserError: if the 8-bit one cannot be had.
+    """
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=tuple(train.betas), weight_decay=0.0, fused=_can_fuse(groups))
+    fix = "pip install 'cl-softcot[quantization]', or set train.optimizer: adamw."
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(f"train.optimizer: adamw_8bit needs the package bitsandbytes ({error})", fix=fix) from None
+    return AdamW8bit(groups, betas=tuple(train.betas), weight_decay=0.0)
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """One kernel for all of AdamW's arithmetic; a split weight is no plain tensor."""
+    return all(p.is_floating_point() and not parallel.is_sharded(p) for group in groups for p in group["params"])
+
+
+def _leaves(state: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in an optimiser's state as ``parameter/key``, or ``parameter/key/inner key``."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}/")
+        else:
+            yield f"{above}{key}", value
+
+
+def _put_leaf(state: dict[Any, Any], name: str, value: Any) -> None:
+    number, *keys, last = name.split("/")
+    inner = state.setdefault(int(number), {})
+    for key in keys:
+        inner = inner.setdefault(key, {})
+    inner[last] = value
 
 
 def check_trainable(model: nn.Module, trained: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -871,8 +1050,20 @@ def _same_data(saved: Mapping[str, Any], experiences: Sequence[Any]) -> None:
         )
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+class _Under(Mapping):
+    """The tensors whose names begin with a prefix, without it. Looked up when asked for: they may be many and far away."""
+
+    def __init__(self, prefix: str, tensors: Mapping[str, Tensor]):
+        self._prefix, self._tensors = prefix, tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _device_of(parts: Any) -> torch.device:

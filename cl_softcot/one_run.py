@@ -1,6 +1,7 @@
 """One run: a method, a task order, a seed. Builds it, lets it learn turn after turn, measures after each, and writes its folder.
 
-    <run folder>/  config.json  events.jsonl  rows/row_<i>.json  predictions/  checkpoints/  figures/  result.json (last)
+    <run folder>/  config.json  events.jsonl  rows/row_<i>.json  predictions/  diagnostics/  checkpoints/  figures/
+                   result.json (last)
 
 A run goes on where it was cut off: a turn that was learned is not learned again, a row that was measured is not measured again,
 and the numbers are those of a run that was never interrupted.
@@ -8,9 +9,13 @@ and the numbers are those of a run that was never interrupted.
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,25 +23,31 @@ from typing import Any
 
 import torch
 
-from cl_softcot import checkpoint
+from cl_softcot import checkpoint, parallel
 from cl_softcot.config import Experiment, MethodConfig, run_fingerprint
-from cl_softcot.errors import UserError
-from cl_softcot.evaluate import Evaluator
-from cl_softcot.files import atomic_write_json, read_json, read_jsonl
-from cl_softcot.learning import Learner
+from cl_softcot.diagnostics.base import Diagnostic, Subject, undisturbed
+from cl_softcot.errors import StopRun, UserError
+from cl_softcot.evaluate import DATA_SEED, Evaluator
+from cl_softcot.files import atomic_write_json, jsonable, read_json, read_jsonl
+from cl_softcot.learning import Learner, load_weights
 from cl_softcot.metrics.cost import count_parameters, peak_memory_mb
+from cl_softcot.metrics.flips import flips_of_run
 from cl_softcot.metrics.intervals import summary_intervals
 from cl_softcot.metrics.matrix import summary
+from cl_softcot.models.frozen_cache import tally
 from cl_softcot.models.language_model import LanguageModel, load_language_model
 from cl_softcot.per_task import NearestRouter, PerTaskPolicy, TaskBank, make_router
-from cl_softcot.policy import BasePolicy, MethodPolicy
+from cl_softcot.policy import BasePolicy, MethodPolicy, tensors_sha256
+from cl_softcot.preflight import check_examples
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.registry import find
+from cl_softcot.side_by_side import LaneStopped, hand_on, working_seconds
 from cl_softcot.stream import data_fingerprint, make_stream
 from cl_softcot.tasks.base import Task
 from cl_softcot.trackers.event_log import EventLog, final_metrics, row_metrics
 
 Report = Callable[[dict[str, Any]], None]
+OnRow = Callable[["RunSpec", int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,15 @@ class RunSpec:
 
 
 @cache
-def _model(path: str, dtype: str, attention: str | None, trust_remote_code: bool) -> LanguageModel:
+def _model(settings: str) -> LanguageModel:
     """Loaded once a process; runs train copies."""
-    return load_language_model(path, dtype, attention, trust_remote_code)
+    arguments = json.loads(settings)
+    return load_language_model(arguments.pop("path"), **arguments)
 
 
 def load_models(config: Experiment) -> tuple[LanguageModel, LanguageModel | None]:
     """Backbone and assistant, never changed by anybody."""
-    found = [m and _model(m.path, m.dtype, m.attention, m.trust_remote_code) for m in (config.backbone, config.assistant)]
+    found = [model and _model(model.model_dump_json()) for model in (config.backbone, config.assistant)]
     return found[0], found[1]
 
 
@@ -91,19 +103,28 @@ def general_examples(config: Experiment, backbone: LanguageModel) -> list[Any]:
 
 
 def make_evaluator(config: Experiment, tasks: Sequence[Task]) -> Evaluator:
-    backbone, _ = load_models(config)
-    base = BasePolicy(backbone, batch_size=config.evaluate.batch_size)
-    return Evaluator(config.evaluate, tasks, retention_tasks(config, backbone), general_examples(config, backbone), base)
+    backbone, assistant = load_models(config)
+    base = BasePolicy(backbone, batch_size=config.evaluate.batch_size, cached=True)
+    families, general = retention_tasks(config, backbone), general_examples(config, backbone)
+    return Evaluator(config.evaluate, tasks, families, general, base, assistant and assistant.fingerprint)
 
 
 def measure_base(config: Experiment, shared: Path, report: Report) -> None:
     """What is the same for every run: the base's answers and continuations, on all tasks (an order may leave some out). Done
-    once an experiment.
+    once an experiment, after a look at every example.
 
     Raises:
-        UserError: if it was done on other data, or with another base.
+        UserError: if it was done on other data, or with another base; or if an example cannot be used.
     """
     make_exact()
+    with memory_explained():
+        _measure_base(config, shared, report)
+
+
+def _measure_base(config: Experiment, shared: Path, report: Report) -> None:
+    backbone, assistant = load_models(config)
+    families = retention_tasks(config, backbone)
+    parallel.from_main(lambda: check_examples(config, backbone, assistant, families, DATA_SEED))
     evaluator = make_evaluator(config, [task.make() for task in config.tasks])
     if evaluator.has_measured_base(shared):
         return
@@ -112,59 +133,171 @@ def measure_base(config: Experiment, shared: Path, report: Report) -> None:
 
 
 def make_exact() -> None:
-    """One core a run; the same sums in the same order, however many run side by side, and in whatever environment."""
-    torch.set_num_threads(1)
+    """The same sums in the same order, however many run side by side, and in whatever environment.
+
+    Without a GPU a run is one core; with one the cores are for whatever is not on the GPU.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging that costs a pass over memory
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Freed memory stays with the process: glibc would give every large tensor back to the system, which hands it out again page
+    by page. Nothing where the C library is another one."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            set_option(option, 1 << 30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 # ------------------------------------------------------------------------------------------------------- the run
 
 
-def run_one(config: Experiment, spec: RunSpec, folder: Path, shared: Path, provenance: Mapping[str, Any], report: Report) -> dict:
+def run_one(
+    config: Experiment,
+    spec: RunSpec,
+    folder: Path,
+    shared: Path,
+    provenance: Mapping[str, Any],
+    report: Report,
+    on_row: OnRow | None = None,
+) -> dict:
     """Runs, or goes on with, one run; returns its result (also in ``folder/result.json``).
+
+    Args:
+        on_row: called with every row, in order, those that an earlier start measured included: the run, the row's index and the
+            result so far (``tasks``, ``accuracy``, ``retention``, ``drift``, each with the rows up to this one).
 
     Raises:
         UserError: for everything that the user can mend (a loss that diverged, a full disk, data that do not fit).
+        StopRun: if ``on_row`` did.
     """
     make_exact()
-    run = _Run(config, spec, folder, shared, report)
-    run.log.status("RUNNING")
+    log = EventLog(folder) if parallel.is_main() else _NoLog()
+    log.status("RUNNING")
     try:
-        run.go()
-    except BaseException:
-        run.log.status("FAILED")
+        with memory_explained():
+            run = _Run(config, spec, folder, shared, report, log, on_row)
+            run.go()
+            result = run.result(provenance)
+            parallel.from_main(lambda: run.finish(result))
+    except BaseException as error:
+        log.status("KILLED" if isinstance(error, StopRun | KeyboardInterrupt | LaneStopped) else "FAILED")
         raise
-    result = run.result(provenance)
-    run.finish(result)
     return result
 
 
+def free_memory() -> None:
+    """Gives back what nobody refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _NoLog:
+    """Stands for the log of a run in processes that write nothing."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_args, **_kwargs: None
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Turns running out of memory into an error that says what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        said = str(error).strip().splitlines()
+        device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        problem = f"{device} has not enough memory ({said[0] if said else 'no details'})"
+    except RuntimeError as error:  # what torch's allocator for the CPU raises
+        if "can't allocate memory" not in str(error):
+            raise
+        problem = f"this machine has not enough memory ({str(error).strip().splitlines()[0]})"
+    else:
+        return
+    failed = UserError(problem, fix=_MEMORY_ADVICE)
+    failed.exit_status = 1
+    raise failed
+
+
+_MEMORY_ADVICE = (
+    "What is finished is kept; the same command goes on. Where memory goes, and what lowers it:\n"
+    "  while learning   train.micro_batch_size=1 (same numbers), backbone.gradient_checkpointing=true (slower)\n"
+    "  while answering  evaluate.batch_size, evaluate.max_new_tokens\n"
+    "  frozen prompts   CL_SOFTCOT_PREFIX_MEMORY=off keeps none of their keys and values (same numbers, slower)\n"
+    "  the weights      backbone.dtype=bfloat16; backbone.quantization=4bit where they are frozen or adapted by LoRA\n"
+    "  all of them      several GPUs: torchrun, and train.sharding=full with full_finetune"
+)
+
+
 class _Run:
-    def __init__(self, config: Experiment, spec: RunSpec, folder: Path, shared: Path, report: Report):
-        self.config, self.spec, self.folder, self.report = config, spec, folder, report
+    def __init__(
+        self,
+        config: Experiment,
+        spec: RunSpec,
+        folder: Path,
+        shared: Path,
+        report: Report,
+        log: EventLog | _NoLog,
+        on_row: OnRow | None = None,
+    ):
+        self.config, self.spec, self.folder, self.report, self.on_row = config, spec, folder, report, on_row
         self.method: MethodConfig = config.method(spec.method)
         self.train = config.train_for(self.method)
-        (folder / "rows").mkdir(parents=True, exist_ok=True)
-        self.log = EventLog(folder)
+        self.log = log
+        self._assistant_seconds = tally.seconds  # of this thread, up to the last row
         self._say("preparing", 0.0)
         pristine, assistant = load_models(config)
         self.backbone_sha256 = pristine.fingerprint
         reasoning = self.method.reasoning.cls(self.method.reasoning.settings)
-        self.parts = Parts(pristine.copy(), assistant, reasoning)
-        reasoning.build(self.parts, spec.seed)
         self.strategy = self.method.strategy.cls(self.method.strategy.settings)
+        backbone = pristine.copy(share_weights=not self.strategy.writes_weights)
+        self.parts = Parts(backbone, assistant, reasoning)
+        reasoning.build(self.parts, spec.seed)
         self.strategy.prepare(self.parts, spec.seed)
+        self._make_equal()
+        if self.train.sharding == "full" and self.strategy.trains:
+            parallel.shard(self.parts.backbone)
         self.evaluator = make_evaluator(config, make_tasks(config, spec.order))
         self.evaluator.load_base(shared)
         self.tasks = [probe.task for probe in self.evaluator.tasks]
         self.bank = self.router = None
         if self.method.per_task:
             self.bank, self.router = TaskBank(self.strategy, self.parts), make_router(self.method.per_task.routing, self.parts)
+        trained = self.strategy.tensors(self.parts) if self.strategy.from_base else {}
+        self._initial = {name: parallel.local_copy(tensor) for name, tensor in trained.items()}
         self.rows: list[dict[str, Any]] = []
         self.turns: list[dict[str, Any]] = []
         self.data_fingerprint: list[str] = []
+        trained = self.strategy.tensors(self.parts)
+        initial = {n: t.detach().clone() for n, t in trained.items()} if config.measured else {}
+        self._shared_by_diagnostics: dict[str, Any] = {"initial": initial}
+        reasons = {one.name: one.cls.refuses(self.method) for one in config.measured}
+        self._diagnosed: dict[str, dict[str, Any]] = {
+            name: {"skipped": reason} if reason else {"rows": {}, "seconds": 0.0} for name, reason in reasons.items()
+        }
+        self._diagnostics: dict[str, Diagnostic] = {one.name: one.make() for one in config.measured if not reasons[one.name]}
+        self._place = (config.seeds.index(spec.seed), list(config.orders).index(spec.order))
         self._done = 0  # turns that a checkpoint says are learned
         self._inside = False  # the checkpoint was made inside a turn
+        self._sizes = [parallel.size()]  # numbers of processes that worked on this run, one after the other
+
+    def _make_equal(self) -> None:
+        """Several processes begin with the same weights: what is trained comes from the first, the rest is compared."""
+        if parallel.size() == 1:
+            return
+        trained = self.strategy.tensors(self.parts) if self.strategy.trains else {}
+        values = parallel.tensors_from_main({name: t.detach().cpu() for name, t in trained.items()})
+        load_weights(trained, values)
+        parallel.require_same("the models", self.backbone_sha256)
+        parallel.require_same("the trained weights", tensors_sha256(trained))
 
     # ------------------------------------------------------------------------------------------------ the whole way
 
@@ -180,14 +313,18 @@ class _Run:
         sets = [(task.name, task.examples("train", self.train.examples, self.spec.seed)) for task in self.tasks]
         self.parts.reasoning.register(self.parts, [e for _, examples in sets for e in examples])
         self.data_fingerprint = [data_fingerprint(name, examples) for name, examples in sets]
-        learner = Learner(self.parts, self.strategy, self.train, self.method.plugins, self.spec.seed, self._on_step)
+        train = self.train
+        if self.strategy.together:
+            sets = [(" + ".join(name for name, _ in sets), [e for _, examples in sets for e in examples])]
+            train = train.model_copy(update={"steps": train.steps * len(self.tasks)})
+        learner = Learner(self.parts, self.strategy, train, self.method.plugins, self.spec.seed, self._on_step)
         stream = make_stream(sets, learner.collate)
         done = self._done = self._restore(learner, stream)
         self._measure(0, 0.0, None)
         for turn in self.strategy.plan(stream):
             if turn.index >= done:
-                if self.bank and not self._inside:
-                    self.bank.fresh()
+                if not self._inside:
+                    self._begin_anew()
                 self._inside = False
                 learned = self.strategy.learn(turn, partial(self._loop, learner))
                 self.strategy.after(turn)
@@ -195,6 +332,15 @@ class _Run:
                 self.turns.append({"train_seconds": learned.train_seconds, "steps": learned.steps, "losses": learned.losses})
                 self._save(learner.state_dict(), turn.index + 1)
             self._measure(turn.index + 1, self.turns[turn.index]["train_seconds"], turn)
+        for i in range(len(self.rows), len(self.tasks) + 1):  # learned together: all rows are of one model
+            self._measure(i, 0.0, turn)
+
+    def _begin_anew(self) -> None:
+        """Where a turn does not begin with what the one before has learned."""
+        if self.bank:
+            self.bank.fresh()
+        for name, tensor in self.strategy.tensors(self.parts).items() if self._initial else ():
+            parallel.put_local(tensor, self._initial[name])
 
     def _loop(self, learner: Learner, turn: Any) -> Any:
         return learner.loop(turn, checkpoint=lambda snapshot: self._save(snapshot, turn.index))
@@ -216,25 +362,41 @@ class _Run:
             "turns": self.turns,
             "tasks": [task.name for task in self.tasks],
             "kept": self.bank.tasks if self.bank else [],
+            "processes": self._sizes,
             "learner": snapshot["state"],
         }
-        checkpoint.save(self.folder / "checkpoints", f"turn_{turns_done}", tensors, state)
+        parallel.from_main(lambda: checkpoint.save(self.folder / "checkpoints", f"turn_{turns_done}", tensors, state))
 
     def _restore(self, learner: Learner, stream: Any) -> int:
         """Loads the last good checkpoint; returns how many turns are done."""
-        found = checkpoint.load_latest(self.folder / "checkpoints")
-        if found is None:
+        found = checkpoint.load_latest(self.folder / "checkpoints") if parallel.is_main() else None
+        known = parallel.from_main(lambda: found and (found.state, found.skipped))
+        if known is None:
             return 0
-        for problem in found.skipped:
+        state, skipped = known
+        tensors = parallel.tensors_from_main(found.tensors if found else None)
+        for problem in skipped:
             self.report({"text": problem})
+        self._tell_other_size(state)
         if self.bank:
-            kept = _under(found.tensors, "bank/")
-            self.bank.load({key: kept[key] for task in found.state["kept"] for key in kept if key.startswith(f"{task}/")})
-            _load_router(self.router, _under(found.tensors, "router/"), found.state["kept"])
-        learner.load_state_dict({"tensors": found.tensors, "state": found.state["learner"]}, stream)
-        self._inside = found.state["learner"]["turn"] is not None
-        self.turns = found.state["turns"]
-        return found.state["turns_done"]
+            kept = _under(tensors, "bank/")
+            self.bank.load({key: kept[key] for task in state["kept"] for key in kept if key.startswith(f"{task}/")})
+            _load_router(self.router, _under(tensors, "router/"), state["kept"])
+        learner.load_state_dict({"tensors": tensors, "state": state["learner"]}, stream)
+        self._inside = state["learner"]["turn"] is not None
+        self.turns = state["turns"]
+        return state["turns_done"]
+
+    def _tell_other_size(self, state: Mapping[str, Any]) -> None:
+        """A run may go on with another number of processes: checkpoints hold whole tensors, batches are the same."""
+        before, now = state.get("processes", [1]), parallel.size()
+        self._sizes = before if before[-1] == now else [*before, now]
+        if before[-1] != now:
+            dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.parts.backbone.model.modules())
+            also = " and in the draws of dropout" if dropout else ""
+            self.report(
+                {"text": f"begun with {before[-1]} processes, goes on with {now}: same batches; numbers differ in rounding{also}"}
+            )
 
     # ----------------------------------------------------------------------------------------------------- measuring
 
@@ -246,22 +408,116 @@ class _Run:
         """Row i: taken from disk where it was measured before."""
         path = self.folder / "rows" / f"row_{i}.json"
         predictions = self.folder / "predictions" / f"row_{i}.jsonl"
-        if path.exists() and predictions.exists():
+        row = parallel.from_main(lambda: read_json(path) if path.exists() and predictions.exists() else None)
+        if row is not None:
             self.evaluator.answers.remember_file(predictions)
             self.evaluator.answers.remember_file(self.folder / "predictions" / f"weights_alone_{i}.jsonl")
-            row = read_json(path)
-        elif i < self._done or (self._inside and i == self._done):
-            raise UserError(
-                f"row {i} is missing, and later turns were learned since", where=str(path), fix="start over with --restart"
-            )
         else:
+            self._refuse_late(i, path)
             after = f"after {turn.name}" if turn is not None else "before learning"
             self._say(f"measuring {after}", self._fraction(i, 0))
-            row = self._row(i) | {"train_seconds": train_seconds}
-            atomic_write_json(path, row)
+            row = self._row(i) | {"train_seconds": train_seconds, "assistant_seconds": self._seconds_of_the_assistant()}
+            parallel.from_main(lambda: atomic_write_json(path, row))
         self.rows.append(row)
-        self.log.metrics(i, row_metrics(self._partial(), i))
+        self._diagnose(i)
+        parallel.from_main(lambda: self._tell(i))
+
+    def _diagnose(self, i: int) -> None:
+        """What the experiment wants to know beside row i: taken from disk where it was measured before."""
+        for name, diagnostic in self._diagnostics.items():
+            if not diagnostic.wants(i, len(self.tasks)):
+                continue
+            found = self._diagnosed[name]
+
+            def measure(name: str = name, diagnostic: Diagnostic = diagnostic) -> tuple[dict[str, Any], float]:
+                inside = self._found_inside(name, diagnostic, i)
+                subject = self._subject(i)
+                subject.inside = {step: kept["numbers"] for step, kept in inside.items()}
+                subject.earlier = {int(row): numbers for row, numbers in self._diagnosed[name]["rows"].items()}
+                with undisturbed(subject):
+                    return diagnostic.measure(subject), sum(kept["seconds"] for kept in inside.values())
+
+            kept = self._kept_or(measure, i, name)
+            found["rows"][str(i)] = kept["numbers"]
+            found["seconds"] += kept["seconds"]
+
+    def _diagnose_inside(self, i: int, step: int, steps: int) -> None:
+        """The same inside the turn that leads to row i. A checkpoint of this step comes later, so that a resumed run has what was
+        measured before its checkpoint, and comes by again where it was not measured.
+        """
+        for name, diagnostic in self._diagnostics.items():
+            if step not in diagnostic.moments(self.parts.reasoning, steps):
+                continue
+
+            def measure(diagnostic: Diagnostic = diagnostic) -> tuple[dict[str, Any], float]:
+                subject = self._subject(i)
+                subject.step = step
+                with undisturbed(subject):
+                    return diagnostic.measure_inside(subject), 0.0
+
+            self._kept_or(measure, i, name, step)
+
+    def _found_inside(self, name: str, diagnostic: Diagnostic, i: int) -> dict[int, dict[str, Any]]:
+        if i == 0 or not self.turns:
+            return {}
+        turn = min(i, len(self.turns))  # tasks that are learned together have one
+        moments = sorted(diagnostic.moments(self.parts.reasoning, self.turns[turn - 1]["steps"]))
+        return {step: self._kept_or(None, turn, name, step) for step in moments}
+
+    def _kept_or(
+        self, measure: Callable[[], tuple[dict[str, Any], float]] | None, i: int, name: str, step: int | None = None
+    ) -> dict[str, Any]:
+        """Numbers and seconds from disk, or else from ``measure`` (which says what it needed before); None: it is too late."""
+        path = self.folder / "diagnostics" / (f"{name}_{i}.json" if step is None else f"{name}_{i}_step{step}.json")
+        kept = parallel.from_main(lambda: read_json(path) if path.exists() else None)
+        if kept is not None:
+            return kept
+        if measure is None:
+            raise _too_late(i, path)
+        if step is None:
+            self._refuse_late(i, path)
+        self._say(f"measuring {name}", self._fraction(i if step is None else i - 1, step or 0))
+        started = working_seconds()
+        numbers, before = measure()
+        kept = {"numbers": jsonable(numbers), "seconds": working_seconds() - started + before}
+        parallel.from_main(lambda: atomic_write_json(path, kept))
+        return kept
+
+    def _subject(self, i: int) -> Subject:
+        return Subject(
+            parts=self.parts,
+            strategy=self.strategy,
+            method=self.method,
+            train=self.train,
+            evaluate=self.config.evaluate,
+            seed=self.spec.seed,
+            row=i,
+            learned=[task.name for task in self.tasks[:i]],
+            tasks=self.evaluator.tasks,
+            families=self.evaluator.families,
+            base=self.evaluator.base,
+            bank=self.bank,
+            router=self.router,
+            cache=self._shared_by_diagnostics,
+            folder=self.folder,
+        )
+
+    def _refuse_late(self, i: int, path: Path) -> None:
+        """A model that has learned on cannot be measured as it was."""
+        if i < self._done or (self._inside and i == self._done):
+            raise _too_late(i, path)
+
+    def _seconds_of_the_assistant(self) -> float:
+        """Since the last row, learning included; next to nothing where the cache holds what it would compute."""
+        before, self._assistant_seconds = self._assistant_seconds, tally.seconds
+        return tally.seconds - before
+
+    def _tell(self, i: int) -> None:
+        partial = self._partial()
+        self.log.metrics(i, row_metrics(partial, i))
         self.report({"logged": str(self.folder)})
+        if self.on_row is not None:
+            self.on_row(self.spec, i, partial)
 
     def _row(self, i: int) -> dict[str, Any]:
         size = self.config.evaluate.batch_size
@@ -307,7 +563,8 @@ class _Run:
         partial, method = self._partial(), self.method
         after = self.parts.backbone.weights_sha256()
         trained = count_parameters(self.strategy.tensors(self.parts)) if self.strategy.trains else 0
-        last = self.rows[-1]
+        last, outcomes = self.rows[-1], parallel.from_main(self._outcomes)
+        flips = self._flips(outcomes)
         return {
             "schema": 1,
             "experiment": self.config.name,
@@ -318,11 +575,13 @@ class _Run:
             "families": {task.name: task.family for task in self.tasks},
             "reasoning": method.reasoning.model_dump(mode="json"),
             "strategy": method.strategy.model_dump(mode="json"),
+            "reference": self.strategy.reference,
             "per_task": method.per_task.model_dump(mode="json") if method.per_task else None,
             "plugins": [plugin.model_dump(mode="json") for plugin in method.plugins],
             "split": self.config.evaluate.split,
             "accuracy": partial["accuracy"],
-            "summary": self._summary(partial["accuracy"]["matrix"]),
+            "summary": self._summary(partial["accuracy"]["matrix"], outcomes, flips),
+            "flips": flips["tasks"],
             "retention": partial["retention"],
             "drift": partial["drift"],
             "routing": [row.get("routing") for row in self.rows] if self.bank else None,
@@ -333,11 +592,13 @@ class _Run:
                 "forward_passes_per_answer": last["cost"]["forward_passes_per_answer"],
                 "train_seconds": sum(row["train_seconds"] for row in self.rows),
                 "evaluate_seconds": sum(row["evaluate_seconds"] for row in self.rows),
+                "assistant_seconds": sum(row.get("assistant_seconds", 0.0) for row in self.rows),
                 "optimiser_steps": sum(turn["steps"] for turn in self.turns),
                 "examples_per_task": self.train.examples if self.strategy.trains else 0,
                 "peak_memory_mb": peak_memory_mb(),
             },
             "losses": [turn["losses"] for turn in self.turns],
+            **({"diagnostics": self._diagnosed} if self._diagnosed else {}),
             "frozen": {
                 "backbone_sha256_before": self.backbone_sha256,
                 "backbone_sha256_after": after,
@@ -345,24 +606,40 @@ class _Run:
             },
             "train_fingerprints": self.data_fingerprint,
             "config_fingerprint": run_fingerprint(self.config, self.spec.method, self.spec.order, self.spec.seed),
-            "machine": {"processor": platform.machine(), "system": platform.system(), "device": str(self.parts.backbone.device)},
+            "machine": self._machine(),
             **provenance,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
-    def _summary(self, matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
+    def _machine(self) -> dict[str, Any]:
+        now = {"device": str(self.parts.backbone.device), "processes": self._sizes[-1]}
+        before = {"processes_before": self._sizes[:-1]} if self._sizes[:-1] else {}
+        return {"processor": platform.machine(), "system": platform.system(), **now, **before}
+
+    def _outcomes(self) -> list[list[list[float]]]:
+        """1 right, 0 not: [row][task][example]."""
         outcomes = []
-        for i in range(len(matrix)):
+        for i in range(len(self.rows)):
             found: dict[str, list[float]] = {task.name: [] for task in self.tasks}
             path = self.folder / "predictions" / f"row_{i}.jsonl"
             for p in read_jsonl(path):
                 if p["set"] == "task":
                     found[p["task"]].append(float(p["outcome"] == "right"))
             outcomes.append(list(found.values()))
+        return outcomes
+
+    def _summary(self, matrix: Sequence[Sequence[float]], outcomes: Sequence[Any], flips: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = dict(summary(matrix))
         intervals = summary_intervals(outcomes, self.config.evaluate.bootstrap)
         values |= {f"{name}_interval": list(interval) if interval else None for name, interval in intervals.items()}
-        return values
+        return values | flips["summary"]
+
+    def _flips(self, outcomes: Sequence[Any]) -> dict[str, Any]:
+        options = {p.name: [p.task.n_options_of(example) for example in p.examples] for p in self.evaluator.tasks}
+        found = flips_of_run(outcomes, list(options), options)
+        for name, numbers in options.items():  # one number where all examples have the same
+            found["tasks"][name]["n_options"] = numbers[0] if len(set(numbers)) == 1 else numbers
+        return found
 
     def finish(self, result: dict[str, Any]) -> None:
         """Figures, tables and last numbers; ``result.json`` comes last: a run without it is not finished."""
@@ -387,19 +664,32 @@ class _Run:
         """How far the run is: rows count as much as half a turn."""
         turns, steps = len(self.tasks), max(self.train.steps, 1)
         learned = min(row, turns) if step == 0 else row + step / steps
+        if self.strategy.together and row:
+            learned = turns
         return (learned + 0.5 * row) / (1.5 * turns + 0.5)
 
     def _on_step(self, step: Mapping[str, Any]) -> None:
         if step["step"] % 5 == 0 or step["step"] == step["steps"]:
             fraction = self._fraction(step["turn"], step["step"])
             self.report({"phase": f"learning {step['task']}", "done": step["step"], "total": step["steps"], "fraction": fraction})
+        if step["step"] < step["steps"]:
+            self._diagnose_inside(step["turn"] + 1, step["step"], step["steps"])
+        hand_on((*self._place, step["turn"], step["step"]))
 
     def _say(self, phase: str, fraction: float) -> None:
         self.report({"phase": phase, "fraction": fraction})
 
 
+def _too_late(i: int, path: Path) -> UserError:
+    return UserError(
+        f"a measurement of row {i} is missing, and the model has learned on since",
+        where=str(path),
+        fix="start over with --restart",
+    )
+
+
 def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
 
 def _router_tensors(router: Any) -> dict[str, Any]:

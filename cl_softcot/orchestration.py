@@ -1,9 +1,10 @@
-"""Running an experiment's runs side by side: worker processes, progress, trackers, and the table at the end.
+"""Running an experiment's runs: worker processes or this one, progress, trackers, and the table at the end.
 
     parent   shows progress, sends logs to MLflow, writes summary.json and table.txt
     worker   one core; takes one run after the other and keeps the models that they share
 
-Workers die with the parent, also when it is killed: two starts never write one folder.
+Workers die with the parent, also when it is killed: two starts never write one folder. Without workers the parent does their
+work itself; under ``torchrun`` together with the other processes of the launch, which ``follow``.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cl_softcot import one_run
+from cl_softcot import one_run, parallel
 from cl_softcot.config import Experiment, fingerprint, run_fingerprint, to_data, to_yaml
-from cl_softcot.errors import UserError
+from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
-from cl_softcot.one_run import RunSpec
+from cl_softcot.one_run import OnRow, RunSpec
 from cl_softcot.provenance import revision, versions
 from cl_softcot.trackers.console import ProgressDisplay, print_results, table_text
 from cl_softcot.trackers.event_log import EventLog, run_identity, run_tags
@@ -67,16 +71,89 @@ def _work_on_run(config: Experiment, spec: RunSpec, folder: Path, shared: Path, 
     one_run.run_one(config, spec, folder, shared, provenance, report)
 
 
+# ------------------------------------------------------------------------------- in the other processes of a launch
+
+
+def follow(config: Experiment, folder: Path) -> int:
+    """What all processes but the first do: the same work, without files, display and trackers. Returns the exit status."""
+    warnings.simplefilter("ignore")  # the first process says it
+    silent = lambda _message: None  # noqa: E731
+    todo = parallel.from_main(lambda: [])
+    shared, status = folder / "shared", 0
+    if todo:
+        with _together():
+            one_run.measure_base(config, shared, silent)
+    for spec in todo:
+        try:
+            with _together():
+                one_run.run_one(config, spec, folder / "runs" / spec.key, shared, {}, silent)
+        except parallel.OutOfStep:
+            raise
+        except Exception as error:
+            status = status if isinstance(error, StopRun) else 1
+            _let_go(error)
+    return status
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """An error of all processes passes; one of this process alone, which the others wait for, ends the launch."""
+    try:
+        yield
+    except Exception as error:
+        if parallel.failed_together():
+            raise
+        story = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        raise parallel.OutOfStep(
+            f"process {parallel.rank()} of {parallel.size()} failed alone: {story}",
+            fix="The same command goes on from what is finished.",
+        ) from None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Frees what the frames of an error hold: a model that did not fit must not stay in memory beside the next."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    one_run.free_memory()
+
+
 # ---------------------------------------------------------------------------------------------------- in the parent
 
 
 class Orchestration:
-    """One start of an experiment."""
+    """One start of an experiment.
 
-    def __init__(self, config: Experiment, specs: list[RunSpec], folder: Path, jobs: int, *, restart: bool):
+    Args:
+        jobs: worker processes; None: no workers, the runs are done here, one after the other.
+        restart: throw away what an earlier start left.
+        on_row: see ``one_run.run_one``; only without workers.
+        tags: further tags of every run in its log and in MLflow.
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self,
+        config: Experiment,
+        specs: list[RunSpec],
+        folder: Path,
+        jobs: int | None,
+        *,
+        restart: bool,
+        on_row: OnRow | None = None,
+        tags: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+    ):
+        if jobs is not None and parallel.size() > 1:
+            raise ValueError("the processes of a launch do the runs together: jobs=None")
+        if on_row is not None and jobs is not None:
+            raise ValueError("on_row is called in the process that does the runs: it needs jobs=None")
         self.config, self.specs, self.folder, self.jobs = config, specs, folder, jobs
+        self.on_row, self.tags, self.quiet = on_row, dict(tags or {}), quiet
         self.shared = folder / "shared"
         self.failed: dict[str, str] = {}
+        self.stopped: dict[str, str] = {}
+        self.first_error: BaseException | None = None
         if restart:
             if (folder / "runs").exists() and not (folder / "experiment.json").exists():
                 raise UserError(
@@ -132,6 +209,7 @@ class Orchestration:
                     per_task=method.per_task.routing if method.per_task else None,
                     mlflow_experiment=self.config.tracking.experiment,
                 )
+                | self.tags
             )
 
     def _run_config(self, spec: RunSpec, identity: str) -> dict[str, Any]:
@@ -143,19 +221,22 @@ class Orchestration:
 
     # ------------------------------------------------------------------------------------------------------- running
 
-    def go(self) -> int:
-        """Runs what is not finished; returns the exit status."""
+    def go(self) -> list[dict[str, Any]]:
+        """Runs what is not finished; returns the results of all runs that are. ``failed`` and ``stopped`` name the others."""
         todo = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
-        with ProgressDisplay([spec.key for spec in self.specs]) as display:
+        with ProgressDisplay([spec.key for spec in self.specs], quiet=self.quiet) as display:
             self._sender = self._start_mlflow(display)
-            if todo:
+            if self.jobs is None:
+                self._run_all_here(todo, display)
+            elif todo:
                 self._run_all(todo, display)
             else:
                 self._begin(todo, display)
             results = self._conclude()
             unsent = self._sender.close(60.0) if self._sender else []
-        self._print(results, unsent)
-        return 1 if self.failed else 0
+        if not self.quiet:
+            self._print(results, unsent)
+        return results
 
     def _begin(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
         """From here on the folder is this experiment's: nothing is written before what it holds was found to fit."""
@@ -173,6 +254,26 @@ class Orchestration:
 
         return MLflowSender(experiment=self.config.tracking.experiment, say=display.say)
 
+    def _run_all_here(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
+        take = lambda run: lambda message: self._take({"run": run, **message}, display)  # noqa: E731
+        parallel.from_main(lambda: todo)
+        if todo:
+            with _together():
+                one_run.measure_base(self.config, self.shared, take("base"))
+        self._begin(todo, display)
+        for spec in todo:
+            folder = self._run_folder(spec)
+            try:
+                with _together():
+                    one_run.run_one(self.config, spec, folder, self.shared, self.provenance, take(spec.key), self.on_row)
+            except parallel.OutOfStep:
+                raise
+            except Exception as error:
+                self._note_end(error, spec, display)
+                _let_go(error)
+            else:
+                self._note_end(None, spec, display)
+
     def _run_all(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
         context = mp.get_context("spawn")
         messages = context.Queue()
@@ -188,7 +289,7 @@ class Orchestration:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    self._note_end(future, waiting.pop(future), display)
+                    self._note_end(future.exception(), waiting.pop(future), display)
             # Ending, workers send their last messages; and one that work was too short for, and still starts, needs the queue.
             pool.shutdown()
         except BaseException as error:
@@ -203,7 +304,7 @@ class Orchestration:
             pump.join(5)
 
     def _pump(self, messages: Any, display: ProgressDisplay) -> None:
-        """Messages of the workers: numbers that were logged go to MLflow, the rest to the display."""
+        """Takes the messages of the workers."""
         while True:
             try:
                 message = messages.get(timeout=1.0)
@@ -214,19 +315,26 @@ class Orchestration:
                 return
             if message is None:
                 return
-            if "logged" in message:
-                if self._sender:
-                    self._sender.poke(message["logged"])
-            else:
-                display.update(message)
+            self._take(message, display)
 
-    def _note_end(self, future: Future, spec: RunSpec, display: ProgressDisplay) -> None:
-        error = future.exception()
+    def _take(self, message: dict[str, Any], display: ProgressDisplay) -> None:
+        """A message of a run: numbers that were logged go to MLflow, the rest to the display."""
+        if "logged" not in message:
+            display.update(message)
+        elif self._sender:
+            self._sender.poke(message["logged"])
+
+    def _note_end(self, error: BaseException | None, spec: RunSpec, display: ProgressDisplay) -> None:
         if error is None:
             display.update({"run": spec.key, "phase": "finished"})
             return
         if isinstance(error, BrokenProcessPool):
             raise error
+        if isinstance(error, StopRun):
+            self.stopped[spec.key] = str(error)
+            display.update({"run": spec.key, "phase": "stopped", "text": str(error)})
+            return
+        self.first_error = self.first_error or error
         if isinstance(error, UserError):
             reason = str(error)
         else:  # a bug of ours: the whole story goes to a file, one line to the terminal
@@ -250,7 +358,7 @@ class Orchestration:
             atomic_write_text(self.folder / "table.txt", table_text(results, failed=self._failed_methods(results)))
             keys = ("method", "order", "seed", "summary", "cost")
             last = [{k: r[k] for k in keys} | {"retention": _last(r, "retention"), "drift": _last(r, "drift")} for r in results]
-            atomic_write_json(self.folder / "summary.json", {"results": last, "failed": self.failed})
+            atomic_write_json(self.folder / "summary.json", {"results": last, "failed": self.failed, "stopped": self.stopped})
             draw_experiment(results, self.folder)
         return results
 

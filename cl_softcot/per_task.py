@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from cl_softcot import parallel
 from cl_softcot.errors import UserError
 from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.decoding import Generation
@@ -206,7 +207,9 @@ class PerTaskPolicy:
         """The copy that answers each example; None: the base."""
         keys = [(e.task, e.question) for e in examples]
         new = [e for key, e in zip(keys, examples, strict=True) if key not in self._routes]
-        self._routes.update(((e.task, e.question), r) for e, r in zip(new, self.router.routes(new), strict=True))
+        if new:  # one process decides: a tie that rounds differently in another must not part them
+            routes = parallel.from_main(lambda: self.router.routes(new))
+            self._routes.update(((e.task, e.question), r) for e, r in zip(new, routes, strict=True))
         return [self._routes[key] for key in keys]
 
     def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:

@@ -7,15 +7,20 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cl_softcot.models.decoding import Generation, generate
+from cl_softcot import parallel
+from cl_softcot._fingerprint import unset_additions
+from cl_softcot.models.decoding import Generation, alike, generate, random_numbers
+from cl_softcot.models.frozen_cache import GreedyTexts, ReferenceStates
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.reasoning.base import Encoded, Parts, Reasoning
 from cl_softcot.reasoning.cot import Cot
+from cl_softcot.side_by_side import hand_on, undivided
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
@@ -56,13 +61,25 @@ class MethodPolicy:
 
     @torch.no_grad()
     def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:
-        """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed."""
-        sample = None
-        if sample_seed is not None:
-            sample = torch.Generator(self.parts.backbone.device).manual_seed(sample_seed)
+        """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed.
+
+        Several processes deal out the batches.
+        """
+        encoded = self._encode(examples)
+        numbers_NT = None if sample_seed is None else random_numbers(len(encoded), max_new_tokens, sample_seed)
+
+        def write(rows: Sequence[int]) -> list[Generation]:
+            chosen, sample = [encoded[i] for i in rows], None if numbers_NT is None else numbers_NT[list(rows)]
+            return generate(self.parts.reasoning, self.parts, chosen, max_new_tokens, sample=sample, batch_size=self.batch_size)
+
         with self._answering():
-            encoded = self._encode(examples)
-            return generate(self.parts.reasoning, self.parts, encoded, max_new_tokens, sample=sample, batch_size=self.batch_size)
+            if parallel.size() == 1:
+                return write(range(len(encoded)))
+            # The batches that one process makes, so that an answer has the same company everywhere.
+            batches = alike([(len(e.prefix_ids),) for e in encoded], self.batch_size)
+            written = [w for batch in parallel.dealt(batches, write) for w in batch]
+        found = dict(zip(chain(*batches), written, strict=True))
+        return [found[i] for i in range(len(encoded))]
 
     @torch.no_grad()
     def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -74,20 +91,24 @@ class MethodPolicy:
         ]
         for e in encoded:
             backbone.text.check_fits(e.example.id, len(e.prefix_ids), len(e.target_ids))
-        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].prefix_ids), len(encoded[i].target_ids), i))
-        states: dict[int, Tensor] = {}
+        batches = alike([(len(e.prefix_ids), len(e.target_ids)) for e in encoded], self.batch_size)
+
+        def predict(rows: Sequence[int]) -> list[Tensor]:
+            batch = reasoning.collate([encoded[i] for i in rows]).to(backbone.device)
+            hidden_BTD = reasoning.predict(self.parts, batch)
+            states = [h_TD[: len(continuations[i])].clone() for i, h_TD in zip(rows, hidden_BTD, strict=True)]
+            hand_on()
+            return states if parallel.size() == 1 else [h_TD.cpu() for h_TD in states]
+
         with self._answering():
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = reasoning.collate([encoded[i] for i in rows]).to(backbone.device)
-                hidden_BTD = reasoning.predict(self.parts, batch)
-                states.update((i, h_TD[: len(continuations[i])].clone()) for i, h_TD in zip(rows, hidden_BTD, strict=True))
-        return [states[i] for i in range(len(encoded))]
+            states = [h_TD for batch in parallel.dealt(batches, predict) for h_TD in batch]
+        found = dict(zip(chain(*batches), states, strict=True))
+        return [found[i].to(backbone.device) for i in range(len(encoded))]
 
     @torch.no_grad()
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V]."""
-        return self.parts.backbone.logits(hidden_ND)
+        return self.parts.backbone.logits(hidden_ND.to(self.parts.backbone.device))
 
     @property
     def eos_id(self) -> int:
@@ -112,7 +133,7 @@ class MethodPolicy:
         reasoning, text = self.parts.reasoning, self.parts.backbone.text
         reasoning.register(self.parts, examples)
         # Any draw among stages belongs to training: the stage that is evaluated is fixed.
-        phase, rng = reasoning.final_phase(), random.Random(0)
+        phase, rng = dataclasses.replace(reasoning.final_phase(), answering=True), random.Random(0)
         encoded = [reasoning.encode(text, example, phase, rng) for example in examples]
         return encoded
 
@@ -124,15 +145,49 @@ class MethodPolicy:
         if self.strategy is not None:
             switch = self.strategy.weights_alone if self.weights_alone else self.strategy.as_used
             context = switch(self.parts)
-        with context:
+        with parallel.gathered(self.parts.backbone.model), context:
             yield
 
 
 class BasePolicy(MethodPolicy):
-    """Plain zero-shot chain of thought of a model as it is."""
+    """Plain zero-shot chain of thought of a model as it is.
 
-    def __init__(self, backbone: LanguageModel, *, batch_size: int = 256, reasoning: Reasoning | None = None):
+    Args:
+        cached: greedy answers and ``reference_states`` are kept on disk, for all experiments with this base and these questions.
+    """
+
+    def __init__(
+        self, backbone: LanguageModel, *, batch_size: int = 256, reasoning: Reasoning | None = None, cached: bool = False
+    ):
         super().__init__(Parts(backbone, None, reasoning or Cot()), None, batch_size=batch_size)
+        self.cached = cached
+
+    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:
+        """As ``MethodPolicy`` does; greedy answers from the cache where they are in it."""
+        if not self.cached or sample_seed is not None or not examples:
+            return super().generate(examples, max_new_tokens, sample_seed)
+        prompts = [e.prefix_ids for e in self._encode(examples)]
+        kept = GreedyTexts(self.parts.backbone, self.fingerprint, prompts, max_new_tokens, self.batch_size)
+        # One process looks, so that all compute or none does.
+        found = parallel.from_main(kept.read)
+        if found is None:
+            with undivided():
+                found = super().generate(examples, max_new_tokens)
+            parallel.from_main(lambda: kept.write(found))
+        return found
+
+    def reference_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """``hidden_states`` at continuations that are the same for many policies; from the cache where they are in it."""
+        if not self.cached:
+            return self.hidden_states(examples, continuations)
+        prompts = [e.prefix_ids for e in self._encode(examples)]
+        kept = ReferenceStates(self.parts.backbone, self.fingerprint, prompts, continuations, self.batch_size)
+        found = parallel.from_main(kept.read)
+        if found is None:
+            with undivided():
+                found = self.hidden_states(examples, continuations)
+            parallel.from_main(lambda: kept.write(found))
+        return [h_TD.to(self.parts.backbone.device) for h_TD in found]
 
 
 def brought_along(parts: Parts, strategy: Any) -> dict[str, Tensor]:
@@ -143,7 +198,8 @@ def brought_along(parts: Parts, strategy: Any) -> dict[str, Tensor]:
 
 def answering_fingerprint(weights_sha256: str, reasoning: Reasoning, brought: dict[str, Tensor]) -> str:
     """Hash of weights, way of thinking and everything that is brought along."""
-    settings = reasoning.settings.model_dump_json() if hasattr(reasoning.settings, "model_dump_json") else "{}"
+    settings = reasoning.settings
+    settings = settings.model_dump_json(exclude=unset_additions(settings)) if hasattr(settings, "model_dump_json") else "{}"
     digest = hashlib.sha256(f"{weights_sha256}|{type(reasoning).__name__}|{settings}".encode())
     digest.update(tensors_sha256(brought).encode())
     return digest.hexdigest()
@@ -153,7 +209,7 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
     """Hash of named tensors; the order of names does not count."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous().cpu()
+        tensor = parallel.whole(tensors[name].detach()).contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -39,13 +39,14 @@ KINDS: Mapping[str, Kind] = {
     "task": Kind("cl_softcot.tasks", "Task", ("examples", "judge")),
     "reasoning": Kind("cl_softcot.reasoning", "Reasoning", ("encode", "loss")),
     "strategy": Kind("strategies", "Strategy", ("trainable",)),
+    "diagnostic": Kind("cl_softcot.diagnostics", "Diagnostic", ("measure",)),
 }
 
 # Avalanche's plug-ins are offered by the file that is allowed to import avalanche, as a dict of name -> class.
 _AVALANCHE = "cl_softcot.learning"
 
 # Keys of the YAML that stand beside a plug-in's own settings.
-_RESERVED = {"task": {"name", "task"}}
+_RESERVED = {"task": {"name", "task"}, "diagnostic": {"name", "enabled"}}
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -54,7 +55,7 @@ def find(kind: str, name: str) -> type:
     """The class of a plug-in.
 
     Args:
-        kind: 'task', 'reasoning', 'strategy' or 'plugin' (of Avalanche).
+        kind: 'task', 'reasoning', 'strategy', 'diagnostic' or 'plugin' (of Avalanche).
         name: a known name, or `package.module:Class`.
 
     Raises:
@@ -77,7 +78,8 @@ def known(kind: str) -> list[str]:
     if kind == "plugin":
         return sorted(getattr(_import(kind, "its list", _AVALANCHE), "PLUGINS", {}))
     parsed = {name: _classes_in(path) for name, path in _module_files(KINDS[kind].package).items()}
-    bases = {cls: above for classes in parsed.values() for cls, above in classes.items()}
+    helpers = [_classes_in(path) for path in sorted(_package_folder(KINDS[kind].package).glob("_*.py"))] if parsed else []
+    bases = {cls: above for classes in (*parsed.values(), *helpers) for cls, above in classes.items()}
 
     def descends(cls: str, seen: frozenset[str] = frozenset()) -> bool:
         above = bases.get(cls, ())

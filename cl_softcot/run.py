@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cl_softcot.config import Experiment
-    from cl_softcot.one_run import RunSpec
+    from cl_softcot.one_run import OnRow, RunSpec
 
 EPILOG = """examples:
   python -m cl_softcot.run experiments/sequence_a.yaml
   python -m cl_softcot.run experiments/sequence_a.yaml output_dir=/scratch/a train.steps=60 seeds=[0,1]
   python -m cl_softcot.run experiments/sequence_a.yaml methods.lora_coconut.strategy.rank=8
+  torchrun --nproc_per_node 4 -m cl_softcot.run experiments/coconut_gpt2_prosqa.yaml
 
 Run the same command again after an interruption: finished work is kept, the rest is done.
 Exit status: 0 all runs finished, 1 a run failed, 2 a mistake in the command or a file."""
@@ -33,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's (output_dir=PATH moves the folder)"
     )
     p.add_argument("--jobs", type=int, metavar="N", help="methods side by side, one core each (default: the cores; 1 on a GPU)")
-    p.add_argument("--dry-run", action="store_true", help="show what would run and about how long it takes, and stop")
+    p.add_argument("--dry-run", action="store_true", help="show what would run, how long it takes and whether it fits, and stop")
+    p.add_argument("--gpu-memory", type=float, metavar="GB", help="what --dry-run holds memory against (default: what is here)")
+    p.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs --dry-run takes a run to have (default: 1)")
     p.add_argument("--restart", action="store_true", help="throw away what an earlier start left in the folder")
     return p
 
@@ -44,12 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU are not repeatable
     from cl_softcot.errors import UserError
 
     try:
         return run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        ends_all = type(error).__name__ == "OutOfStep"
+        if ends_all or os.environ.get("RANK", "0") == "0":  # what all processes of a launch find is told once
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if ends_all:
+            os._exit(error.exit_status)  # an orderly end would wait for the others, and they wait for this one
         return error.exit_status
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -62,18 +71,107 @@ def run(args: argparse.Namespace) -> int:
 
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least one")
+    if args.gpus < 1 or (args.gpu_memory is not None and not args.gpu_memory > 0):
+        raise UserError("--gpus and --gpu-memory: above zero")
     config = load_experiment(args.experiment, args.overrides).config
     specs = plan(config)
-    jobs = min(args.jobs or default_jobs(), len(specs))
+    from cl_softcot import parallel
+
+    launched = parallel.launched()
+    if launched and (args.jobs or 1) > 1:
+        raise UserError(
+            f"--jobs {args.jobs}: under torchrun all processes do one run after the other together",
+            fix="Leave --jobs out, or start without torchrun for runs side by side.",
+        )
+    if launched and any(model and model.device_map for model in (config.backbone, config.assistant)):
+        raise UserError(
+            "device_map spreads one model over several GPUs, and under torchrun every process has one GPU",
+            fix="Leave device_map out (train.sharding: full splits a model that learns), or start without torchrun.",
+        )
+    if not launched and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("RANK", "0") == "0":
+        # `accelerate launch --cpu --num_processes 2` does this without a word.
+        print(f"note: accelerate started one process; for several: {parallel.COMMAND}", file=sys.stderr)
+    jobs = 1 if launched else min(args.jobs or default_jobs(), len(specs))
     if args.dry_run:
-        print(describe(config, specs, jobs))
+        if os.environ.get("RANK", "0") == "0":
+            from cl_softcot.estimate import describe
+
+            print(describe(config, specs, jobs, gpu_memory=args.gpu_memory, gpus=args.gpus))
         return 0
+    if os.environ.get("RANK", "0") == "0" and not config.backbone.path.startswith("builtin:"):
+        from cl_softcot.estimate import warnings_before_loading
+
+        for warning in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
+            print(f"warning: {warning}", file=sys.stderr)
+    if not launched:
+        return _start(config, specs, jobs, args.restart)
+    with parallel.started():
+        if parallel.is_main():
+            return _start(config, specs, None, args.restart)
+        from cl_softcot.orchestration import follow
+
+        return follow(config, Path(config.output_dir))
+
+
+def _start(config: Experiment, specs: list[RunSpec], jobs: int | None, restart: bool) -> int:
     from cl_softcot.files import FolderLock
     from cl_softcot.orchestration import Orchestration
 
     folder = Path(config.output_dir)
     with FolderLock(folder):
-        return Orchestration(config, specs, folder, jobs, restart=args.restart).go()
+        orchestration = Orchestration(config, specs, folder, jobs, restart=restart)
+        orchestration.go()
+    return 1 if orchestration.failed else 0
+
+
+def run_experiment(
+    config: Experiment,
+    *,
+    folder: str | Path | None = None,
+    jobs: int = 1,
+    on_row: OnRow | None = None,
+    restart: bool = False,
+    quiet: bool = True,
+    tags: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """What the command does, for programs: runs what is not finished in the folder, and returns all results.
+
+    Running it again goes on where it was cut off; finished runs are not run again.
+
+    Args:
+        config: from ``load_experiment(path, overrides).config``.
+        folder: where everything goes; default: ``config.output_dir``.
+        jobs: 1 does the runs in this process, one after the other, and keeps the models loaded for the next call. It sets torch
+            to one thread and deterministic algorithms, and draws on the global random generators. More are worker processes.
+        on_row: called as ``on_row(spec, i, partial)`` with every row of a run, in order, rows that an earlier start measured
+            included; ``partial`` is the result so far. Raising ``StopRun`` in it ends that run: nothing is lost, the run's
+            status is KILLED, ``summary.json`` lists it under ``stopped``, and a later call goes on with it.
+            Only with ``jobs=1``.
+        restart: throw away what an earlier start left in the folder.
+        quiet: print nothing.
+        tags: further tags of every run, in its log and in MLflow.
+
+    Returns:
+        The content of ``result.json`` of every finished run, and ``_folder``, its folder.
+
+    Raises:
+        UserError: for what is wrong with the whole experiment.
+        RunsFailed: if runs failed, after the others were finished.
+    """
+    from cl_softcot.errors import RunsFailed
+    from cl_softcot.files import FolderLock
+    from cl_softcot.orchestration import Orchestration
+
+    folder = Path(folder or config.output_dir)
+    workers = None if jobs == 1 else jobs
+    with FolderLock(folder):
+        orchestration = Orchestration(
+            config, plan(config), folder, workers, restart=restart, on_row=on_row, tags=tags, quiet=quiet
+        )
+        results = orchestration.go()
+    if orchestration.failed:
+        raise RunsFailed(orchestration.failed) from orchestration.first_error
+    return results
 
 
 def plan(config: Experiment) -> list[RunSpec]:
@@ -90,35 +188,6 @@ def default_jobs() -> int:
     if torch.cuda.is_available():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe(config: Experiment, specs: list[RunSpec], jobs: int) -> str:
-    """What would run and about how long."""
-    from cl_softcot.estimate import estimate_seconds
-
-    folder = Path(config.output_dir)
-    lines = [f"{config.name}: {len(specs)} runs into {folder}/, {jobs} side by side", ""]
-    for order, tasks in config.orders.items():
-        lines.append(f"order {order}: {' -> '.join(tasks)}")
-    lines += [f"backbone {config.backbone.path}, assistant {config.assistant.path if config.assistant else 'none'}", ""]
-    seconds, left = estimate_seconds(config), 0.0
-    width = max(len(m.name) for m in config.methods)
-    for m in config.methods:
-        train = config.train_for(m)
-        done = sum((folder / "runs" / s.key / "result.json").exists() for s in specs if s.method == m.name)
-        n = sum(s.method == m.name for s in specs)
-        left += seconds[m.name] * (n - done)
-        routed = f", per task ({m.per_task.routing})" if m.per_task else ""
-        added = "".join(f" + {plugin.name}" for plugin in m.plugins)
-        budget = f"{train.steps} steps of {train.global_batch_size} a task" if m.strategy.cls.trains else "no training"
-        state = f", {done} of {n} finished" if done else ""
-        lines.append(
-            f"  {m.name:<{width}}  {m.strategy.name} x {m.reasoning.name}{routed}{added}: {budget}, about {seconds[m.name]:.0f} s"
-            f"{f' x {n}' if n > 1 else ''}{state}"
-        )
-    total = left / jobs
-    lines += ["", f"about {total / 60:.0f} minutes in all" if total >= 90 else f"about {total:.0f} seconds in all"]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from cl_softcot import parallel
 from cl_softcot.models.language_model import LanguageModel
-from cl_softcot.reasoning.base import Parts
+from cl_softcot.reasoning.base import Parts, at_least_fp32
 
 Layers = Literal["all", "lower", "upper"]
 
@@ -40,6 +41,11 @@ class Strategy:
     Settings: ClassVar[type[StrategySettings]] = TrainedSettings
     trains: ClassVar[bool] = True
     changes_backbone: ClassVar[bool] = False  # True if ``weights_alone`` can differ from the base
+    adapts_backbone: ClassVar[bool] = False  # True if adapters change what the backbone's maps compute
+    writes_weights: ClassVar[bool] = True  # False if the backbone's own weights stay as they are: then they need no copy
+    reference: ClassVar[str | None] = None  # what others are measured against: its own forgetting has no meaning
+    from_base: ClassVar[bool] = False  # True if every turn begins with the base's weights, not with those of the turn before
+    together: ClassVar[bool] = False  # True if one turn learns all tasks, with the steps of all their turns
 
     def __init__(self, settings: Any = None):
         self.settings = self.Settings() if settings is None else settings
@@ -48,6 +54,11 @@ class Strategy:
     def refuses(cls, settings: Any, reasoning_name: str) -> str | None:
         """Why this cannot be combined with a way of thinking; None if it can."""
         return None
+
+    @classmethod
+    def learns_as(cls, settings: Any) -> type[Strategy]:
+        """The strategy that says which weights are trained: itself, unless it stands for another."""
+        return cls
 
     # ------------------------------------------------------------------------------------------ what is trained
     def prepare(self, parts: Parts, seed: int) -> None:
@@ -59,6 +70,17 @@ class Strategy:
         """Everything that this method trains, by name; tied tensors once."""
         named = [*_prefixed("reasoning", parts.reasoning), *_prefixed("backbone", parts.backbone.model)]
         return {name: tensor for name, tensor in named if tensor.requires_grad}
+
+    def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, change, the base's own) of each weight of the backbone that this method may change.
+
+        Args:
+            initial: ``tensors(parts)`` before anything was learned.
+        """
+        for name, tensor in self.tensors(parts).items():
+            if name.startswith("backbone."):
+                base = parallel.whole(initial[name].detach())
+                yield name.removeprefix("backbone."), parallel.whole(tensor.detach()) - base, base
 
     def trainable(self, parts: Parts) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser: the backbone's, and what the reasoning owns."""
@@ -114,9 +136,9 @@ def reasoning_owns_parts(reasoning_name: str) -> bool:
 
 @torch.no_grad()
 def in_fp32(module: nn.Module) -> None:
-    """Trained weights are kept in fp32, whatever the backbone computes in: small updates vanish in bf16."""
+    """Trained weights are kept in fp32 (fp64 stays), whatever the backbone computes in: small updates vanish in bf16."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.float()
+        parameter.data = at_least_fp32(parameter.data)
 
 
 def _prefixed(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from cl_softcot.errors import UserError
 from cl_softcot.reasoning.base import Parts
 from strategies.base import Layers, Strategy, TrainedSettings, freeze, in_fp32, selected_layers
 
@@ -17,6 +18,11 @@ class FullFinetune(Strategy):
     changes_backbone = True
 
     def prepare(self, parts: Parts, seed: int) -> None:
+        if parts.backbone.quantized:
+            raise UserError(
+                f"the weights of {parts.backbone.name} are quantized, and too coarse to learn",
+                fix="use lora or frozen_backbone, or leave quantization out",
+            )
         freeze(parts)
         parts.reasoning.requires_grad_(True)
         whole = self.settings.layers == "all"

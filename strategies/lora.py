@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cl_softcot.models.language_model import LanguageModel
@@ -18,6 +18,7 @@ from strategies.base import Layers, Strategy, TrainedSettings, freeze, selected_
 # After cl_softcot.models, which makes torchvision importable.
 from peft import LoraConfig, inject_adapter_in_model  # isort: skip
 from peft.tuners.lora import LoraLayer  # isort: skip
+from peft.utils.integrations import dequantize_module_weight  # isort: skip
 
 
 class Lora(Strategy):
@@ -29,6 +30,9 @@ class Lora(Strategy):
         alpha: float = Field(32, gt=0, description="outputs are scaled by alpha / r")
         dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input while training")
         layers: Layers = Field("all", description="all decoder layers, or the lower or upper half")
+
+    adapts_backbone = True
+    writes_weights = False
 
     def prepare(self, parts: Parts, seed: int) -> None:
         freeze(parts)
@@ -53,6 +57,13 @@ class Lora(Strategy):
                 parameter.data = parameter.data.float()
         backbone.model.eval()
 
+    @torch.no_grad()
+    def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(alpha / r) B A of every adapted map, beside the map itself."""
+        for name, layer in parts.backbone.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                yield f"{name}.weight", layer.get_delta_weight("default"), dequantize_module_weight(layer.base_layer)
+
     @contextlib.contextmanager
     def weights_alone(self, parts: Parts) -> Iterator[None]:
         """Adapters off: the maps are the base's own, to the bit."""
@@ -72,20 +83,22 @@ class Lora(Strategy):
         Subtracting the update again, as peft's unmerging does, would not give back the same bits. In half precision the sum
         would round small updates away, so the three products stay.
         """
-        layers = _adapted(parts.backbone) if parts.backbone.compute_dtype == torch.float32 else []
+        plain = parts.backbone.compute_dtype == torch.float32 and not parts.backbone.quantized
+        layers = _adapted(parts.backbone) if plain else []
         if not layers:
             yield
             return
-        originals = [layer.base_layer.weight.data for layer in layers]
+        originals = [layer.base_layer.weight for layer in layers]
         with torch.no_grad():
             for layer, weight in zip(layers, originals, strict=True):
-                layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
+                merged = weight + layer.get_delta_weight("default")
+                layer.base_layer.weight = nn.Parameter(merged, requires_grad=False)
         try:
             with self.weights_alone(parts):
                 yield
         finally:
             for layer, weight in zip(layers, originals, strict=True):
-                layer.base_layer.weight.data = weight
+                layer.base_layer.weight = weight
 
 
 def linear_maps(backbone: LanguageModel, which: Layers) -> list[str]:

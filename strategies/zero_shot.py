@@ -11,6 +11,7 @@ class ZeroShot(Strategy):
 
     Settings = StrategySettings
     trains = False
+    writes_weights = False
 
     @classmethod
     def refuses(cls, settings: StrategySettings, reasoning_name: str) -> str | None:

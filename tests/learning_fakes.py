@@ -44,8 +44,12 @@ class Train:
     micro_batch_size: int | None = None
     warmup_fraction: float = 0.2
     decay_fraction: float = 0.5
-    gradient_clip: float = 1.0
+    gradient_clip: float | None = 1.0
     checkpoint_every_steps: int = 0
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)
+    reset_optimizer: str = "turn"
+    sharding: str = "none"
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,12 @@ class FakeStrategy:
         return dict(self.named)
 
 
-def make_parts(*, stages: int = 1, noise: float = 0.5, dropout: float = 0.0, seed: int = 0) -> SimpleNamespace:
+def make_parts(
+    *, stages: int = 1, noise: float = 0.5, dropout: float = 0.0, seed: int = 0, vocabulary: int = VOCABULARY
+) -> SimpleNamespace:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=1,
@@ -171,7 +177,7 @@ def make_parts(*, stages: int = 1, noise: float = 0.5, dropout: float = 0.0, see
         bos_token_id=None,
     )
     config._attn_implementation = "eager"
-    backbone = SimpleNamespace(model=LlamaForCausalLM(config).eval(), text=None)
+    backbone = SimpleNamespace(model=LlamaForCausalLM(config).eval(), text=None, compute_dtype=torch.float32)
     return SimpleNamespace(backbone=backbone, assistant=None, reasoning=FakeReasoning(stages, noise), states=None)
 
 

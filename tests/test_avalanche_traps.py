@@ -67,6 +67,7 @@ NO_SOLVER = """
 # --- import ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trap_importing_avalanche_warns_about_missing_qp_solvers():
     stock = run_python(NO_SOLVER + "    import avalanche.training.plugins")
     assert "no QP solver found" in stock.stderr

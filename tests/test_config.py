@@ -278,7 +278,7 @@ methods:
 """
     assert problems(write(text)) == [
         "trial.yaml:1:1: backbon: unknown key 'backbon'; did you mean 'backbone'? Known: name, backbone, assistant, tasks, "
-        "orders, seeds, train, evaluate, methods, tracking, output_dir",
+        "orders, seeds, train, evaluate, methods, diagnostics, tracking, output_dir",
         "trial.yaml:1:1: backbone: is missing: the model that answers",
         "trial.yaml:3:37: tasks.a.hopps: unknown key 'hopps'; did you mean 'hops'? Known: hops, file, shape, convention, "
         "note, name, task",

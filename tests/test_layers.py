@@ -57,7 +57,17 @@ def below(folder: str) -> list[Path]:
         ("avalanche", {"cl_softcot/stream.py", "cl_softcot/learning.py"}),
         ("peft", {"strategies/lora.py"}),
         ("mlflow", {"cl_softcot/trackers/mlflow.py", "cl_softcot/track.py"}),
-        ("matplotlib", {"cl_softcot/trackers/figures.py"}),
+        (
+            "matplotlib",
+            {
+                "cl_softcot/trackers/figures.py",
+                "cl_softcot/sweeps/report.py",
+                "cl_softcot/laws/figure.py",
+                "cl_softcot/reports/drawing.py",
+            },
+        ),
+        ("submitit", {"cl_softcot/sweeps/launchers/slurm.py"}),
+        ("psycopg", {"cl_softcot/sweeps/storage.py"}),
         ("rich", {"cl_softcot/trackers/console.py", "cl_softcot/tiny/pretrain.py"}),
         ("yaml", {"cl_softcot/_yaml.py"}),
     ],
@@ -66,7 +76,7 @@ def test_a_library_is_imported_in_its_own_file(package, allowed):
     assert who_imports(package, ENGINE + STRATEGIES) <= allowed
 
 
-@pytest.mark.parametrize("package", ["mlflow", "matplotlib", "datasets", "optuna"])
+@pytest.mark.parametrize("package", ["mlflow", "matplotlib", "datasets", "optuna", "submitit", "psycopg", "sqlalchemy"])
 def test_heavy_libraries_are_imported_when_they_are_used(package):
     assert who_imports(package, ENGINE + STRATEGIES, top_level=True) <= {"cl_softcot/trackers/figures.py"}
 
@@ -93,6 +103,13 @@ def test_metrics_and_trackers_know_no_trainer(folder):
         above += ["models", "metrics.drift", "tasks"]
     for module in above:
         assert who_imports(f"cl_softcot.{module}", below(folder)) == set(), module
+
+
+def test_reports_read_folders_and_run_nothing():
+    above = ["learning", "stream", "one_run", "orchestration", "run", "evaluate", "policy", "checkpoint", "models", "reasoning"]
+    for module in above:
+        assert who_imports(f"cl_softcot.{module}", below("reports")) == set(), module
+    assert who_imports("torch", below("reports")) == set()
 
 
 def test_models_and_tasks_know_nothing_above_them():
@@ -135,7 +152,7 @@ def test_reading_a_config_imports_no_model():
     assert loaded.strip() == "False"
 
 
-@pytest.mark.parametrize("command", ["run", "track"])
+@pytest.mark.parametrize("command", ["cache", "law", "report", "run", "track", "sweep"])
 def test_help_answers_in_under_a_second(command):
     seconds = []
     for _ in range(3):

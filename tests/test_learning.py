@@ -157,6 +157,96 @@ def test_the_optimiser_is_fresh_each_turn_and_kept_through_its_stages():
     assert optimisers[0].defaults["betas"] == (0.9, 0.99) and optimisers[0].defaults["weight_decay"] == 0.0
 
 
+def steps_of_the_optimiser(train: Train, **settings) -> list[int]:
+    learner, stream = make_learner(train=train, stages=3, **settings)
+    counts = []
+    learner.on_step = lambda _: counts.append(int(next(iter(learner.training.optimizer.state.values()))["step"]))
+    learner.loop(stream[0])
+    return counts
+
+
+@pytest.mark.parametrize(("when", "counts"), [("stage", [1, 2, 1, 2, 1, 2]), ("epoch", [1, 2, 3, 1, 2, 1])])
+def test_the_optimiser_forgets_at_stages_or_epochs_where_wanted(when, counts):
+    """Three stages of two steps; 20 examples in batches of 8: step 4 goes into the second pass, step 6 into the third."""
+    assert steps_of_the_optimiser(Train(reset_optimizer=when)) == counts
+
+
+def test_an_epoch_is_one_of_the_turns_own_examples():
+    """With replay half of the batch is new: 20 examples last five steps."""
+    plugins = [{"name": "replay", "mem_size": 8}]
+    learner, stream = make_learner(train=Train(reset_optimizer="epoch"), plugins=plugins)
+    learner.loop(stream[1])  # something to replay
+    counts = []
+    learner.on_step = lambda _: counts.append(int(next(iter(learner.training.optimizer.state.values()))["step"]))
+    learner.loop(stream[0])
+    assert counts == [1, 2, 3, 4, 5, 1]
+
+
+def test_a_reset_optimiser_resumes_where_it_was_reset():
+    """The snapshot is taken right before the step that forgets (step 4, a new epoch)."""
+    train, snapshots, weights = Train(reset_optimizer="epoch", checkpoint_every_steps=3), [], []
+    for resume in (False, True):
+        learner, stream = make_learner(train=train)
+        if resume:
+            learner.load_state_dict(snapshots[0], stream)
+            assert learner.resumes_at_step == 3
+        learner.loop(stream[0], checkpoint=snapshots.append)
+        weights.append(weights_sha256(learner))
+    assert weights[0] == weights[1]
+
+
+def test_betas_are_those_of_the_settings():
+    learner, stream = make_learner(train=Train(betas=(0.8, 0.999)))
+    seen = []
+    learner.on_step = lambda _: seen.append(learner.training.optimizer.defaults["betas"])
+    learner.loop(stream[0])
+    assert seen[0] == (0.8, 0.999)
+
+
+def test_gradients_are_left_alone_without_a_limit():
+    """The same step with a limit that nothing reaches, and not with one that cuts."""
+
+    def gradients(limit: float | None) -> float:
+        learner, stream = make_learner(train=Train(steps=1, gradient_clip=limit))
+        learner.loop(stream[0])
+        return math.sqrt(sum(p.grad.square().sum().item() for p in learner.strategy.named.values()))
+
+    assert gradients(None) == gradients(1e9) > 0.1 > gradients(0.1) - 1e-6
+
+
+def test_without_a_limit_a_gradient_that_is_no_number_still_stops():
+    learner, stream = make_learner(train=Train(gradient_clip=None))
+    learner.parts.reasoning.poison_at = 3
+    with pytest.raises(LossDiverged, match="no longer a number") as caught:
+        learner.loop(stream[0])
+    assert "now null" in caught.value.fix
+
+
+def test_the_8_bit_optimiser_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    learner, stream = make_learner(train=Train(optimizer="adamw_8bit"))
+    with pytest.raises(UserError, match="adamw_8bit needs the package bitsandbytes") as caught:
+        learner.loop(stream[0])
+    assert "optimizer: adamw" in caught.value.fix
+
+
+def test_the_8_bit_optimiser_learns_and_resumes():
+    """Its states have to be of 4,096 numbers to be kept in 8 bits: the embedding is made that large."""
+    pytest.importorskip("bitsandbytes")
+    train, snapshots, weights = Train(optimizer="adamw_8bit", steps=8, checkpoint_every_steps=3), [], []
+    for resume in (False, True):
+        learner, stream = make_learner(train=train, vocabulary=512, strategy=FakeStrategy(("model.embed_tokens",)))
+        if resume:
+            learner.load_state_dict(snapshots[0], stream)
+        report = learner.loop(stream[0], checkpoint=snapshots.append)
+        weights.append(weights_sha256(learner))
+    assert report.steps == 8 and weights[0] == weights[1]
+    kinds = {tensor.dtype for name, tensor in snapshots[0]["tensors"].items() if name.startswith("optimizer/")}
+    assert torch.uint8 in kinds
+    json.dumps(snapshots[0]["state"])  # it can be written
+
+
 def test_gradients_are_clipped():
     learner, stream = make_learner(train=Train(steps=1, gradient_clip=1e-3))
     learner.loop(stream[0])
@@ -475,3 +565,42 @@ def test_per_example_losses_are_there_for_per_example_gradients():
     together = torch.autograd.grad(losses_B.sum(), list(trained.values()))
     for i, gradient in enumerate(together):
         torch.testing.assert_close(sum(g[i] for g in one_by_one), gradient, rtol=1e-4, atol=1e-6)
+
+
+# --- half precision --------------------------------------------------------------------------------
+
+
+def test_small_gradients_survive_half_precision(monkeypatch):
+    """fp16 ends at 6e-8: without a scale a part of the gradients is exactly zero, with it none more than in fp32."""
+    from cl_softcot import learning
+    from cl_softcot.models.language_model import load_language_model
+    from cl_softcot.reasoning.base import Parts
+    from cl_softcot.reasoning.cot import Cot
+    from cl_softcot.tasks.arithmetic import Arithmetic
+    from strategies.full_finetune import FullFinetune
+
+    task = Arithmetic(Arithmetic.Settings(), "sums")
+
+    def norm_and_zeros(dtype: str, scale: float) -> tuple[float, float]:
+        monkeypatch.setattr(learning, "HALF_SCALE", scale)
+        parts = Parts(load_language_model("builtin:tiny", dtype).copy(), None, Cot())
+        strategy = FullFinetune()
+        strategy.prepare(parts, 0)
+        learner = learning.Learner(parts, strategy, Train(steps=1, global_batch_size=16), (), 0)
+        stream = make_stream([("sums", task.examples("train", 16, 0))], learner.collate)
+        found = {}
+
+        def look(**_kwargs):
+            gradients = torch.cat([p.grad.flatten() for p in parts.backbone.layers.parameters()])
+            found.update(norm=float(gradients.norm()), zeros=float((gradients == 0).float().mean()))
+
+        monkeypatch.setattr(learner.training, "_after_backward", look)
+        learner.loop(stream[0])
+        return found["norm"], found["zeros"]
+
+    scale = learning.HALF_SCALE
+    norm, zeros = norm_and_zeros("float32", 1.0)
+    scaled_norm, scaled_zeros = norm_and_zeros("float16", scale)
+    _, plain_zeros = norm_and_zeros("float16", 1.0)
+    assert scaled_norm == pytest.approx(norm, rel=0.02)
+    assert plain_zeros - zeros > 4 * (scaled_zeros - zeros) > -0.01, (zeros, plain_zeros, scaled_zeros)

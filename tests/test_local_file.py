@@ -85,6 +85,51 @@ def test_a_byte_order_mark_and_odd_line_ends_are_read(tmp_path):
     assert example.question == "a\u2028b\x85c" and example.answer == "\u00e9"
 
 
+JUDGED = [
+    # (kind, gold answer, text, outcome)
+    ("words", "12", "answer 12", "right"),
+    ("words", "12", "### 12\nDone.", "right"),
+    ("words", "12", "#### 12.\n\nI hope it helps.", "right"),
+    ("words", "12", "###\n12\nDone.", "right"),
+    ("words", "12", "### Answer: 12\nDone.", "right"),
+    ("words", "12", "### Step 2\nAnswer: 12", "right"),
+    ("words", "12", "### 12\nThis is the answer to it.", "right"),
+    ("words", "12", "### $12", "wrong"),
+    ("words", "12", "### 1\n### 12", "right"),
+    ("words", "Bob is a shumpus.", "### bob is  a Shumpus", "right"),
+    ("words", "blue", "answer blue .", "wrong"),  # a full stop that is a word, as the embedded models write it
+    ("words", "blue", "answer blue\nred", "wrong"),  # lines end the answer only behind ### and ####
+    ("words", "12", "12", "unanswered"),
+    ("words", "12", "###\n", "unanswered"),
+    ("number", "12", "### 12.", "right"),
+    ("number", "12", "### $12", "right"),
+    ("number", "$12.00", "3 * 4 = 12 ; answer 12", "right"),
+    ("number", "1200", "### 1,200\nDone.", "right"),
+    ("number", "1,200", "The answer is 1200.", "right"),
+    ("number", "12", "### -12", "wrong"),
+    ("number", "12", "### 12 or 13", "unanswered"),
+    ("choice", "yes", "### Yes, it does.\nDone.", "right"),
+    ("choice", "false", "### No.", "right"),
+    ("choice", "True", "### no", "wrong"),
+    ("choice", "no", "### perhaps", "unanswered"),
+]
+
+
+@pytest.mark.parametrize(("kind", "gold", "text", "outcome"), JUDGED)
+def test_answers_are_compared_as_their_kind(tmp_path, kind, gold, text, outcome):
+    path = write(tmp_path / "my.jsonl", [{"question": "q", "steps": [], "answer": gold, "split": "test"}])
+    task = make(path, split_field="split", kind=kind)
+    (example,) = task.examples("test", 1, 0)
+    assert example.answer == gold and task.judge(example, text).outcome == outcome
+
+
+@pytest.mark.parametrize(("kind", "gold"), [("number", "twelve"), ("number", "3:30"), ("choice", "12")])
+def test_an_answer_that_is_not_of_its_kind(tmp_path, kind, gold):
+    path = write(tmp_path / "my.jsonl", [{"question": "q", "steps": [], "answer": gold}])
+    said = complaint(path, kind=kind)
+    assert said.startswith(f"{path}:1: ") and f"{gold!r} is no {kind}" in said and "`kind: words`" in said
+
+
 # ------------------------------------------------------------------------------------------------------ what is wrong
 
 

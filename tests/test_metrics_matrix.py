@@ -187,40 +187,6 @@ def test_cross_check_against_avalanche():
         assert matrix.forgetting_avalanche(R) == pytest.approx(last_row.mean())
 
 
-def test_intransigence_against_reference_accuracies():
-    # (.70-.60 + .80-.75 + .70-.70 + .60-.65) / 4
-    assert matrix.intransigence(GOLDEN, [0.70, 0.80, 0.70, 0.60]) == pytest.approx(0.025)
-    with pytest.raises(ValueError, match="expected 4"):
-        matrix.intransigence(GOLDEN, [0.7, 0.8])
-
-
-def test_sample_flips_by_hand():
-    pre = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
-    post = [1, 1, 1, 0, 0, 0, 1, 0, 0, 0]
-    # F = .3, B = .1; four choices: chance = .4/3 * .6 = .08
-    flips = matrix.sample_flips(pre, post, k=4)
-    assert flips == pytest.approx({"forgotten": 0.3, "gained": 0.1, "chance": 0.08, "forgotten_true": 0.22, "gained_true": 0.02})
-    assert flips["forgotten"] - flips["gained"] == pytest.approx(np.mean(pre) - np.mean(post))
-    # two choices: chance = .4 * .6 = .24, more than what was gained
-    assert matrix.sample_flips(pre, post, k=2)["gained_true"] == 0.0
-    open_answers = matrix.sample_flips(pre, post)
-    assert open_answers["chance"] == 0.0 and open_answers["forgotten_true"] == pytest.approx(0.3)
-
-
-def test_pure_guessing_shows_no_true_forgetting():
-    rng = np.random.default_rng(0)
-    pre, post = (rng.random((2, 20_000)) < 0.25).astype(int)
-    flips = matrix.sample_flips(pre, post, k=4)
-    assert flips["forgotten"] == pytest.approx(0.1875, abs=0.01)
-    assert flips["forgotten_true"] == pytest.approx(0.0, abs=0.01)
-
-
-@pytest.mark.parametrize(("pre", "post", "k"), [([], [], None), ([1], [1, 0], None), ([0.5], [1], None), ([1], [0], 1)])
-def test_flips_refuse_what_is_not_paired_outcomes(pre, post, k):
-    with pytest.raises(ValueError):
-        matrix.sample_flips(pre, post, k)
-
-
 def test_every_exported_name_has_a_formula_a_source_a_unit_and_a_direction():
     meanings = catalogue()
     assert set(matrix.summary(GOLDEN)) <= set(meanings)

@@ -1,6 +1,8 @@
 """Retention by group, its change, and what answers cost."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,3 +98,11 @@ def test_parameters_and_memory_are_counted():
     after = peak_memory_mb()
     assert block.sum() == 8_000_000
     assert before is None or 10 < before <= after < 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the parent is inherited on Linux only")
+def test_the_memory_of_a_parent_is_not_that_of_its_child():
+    block = np.ones(50_000_000)  # 400 MB, here
+    code = "from cl_softcot.metrics.cost import peak_memory_mb; print(peak_memory_mb())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(told.stdout) < block.nbytes / 1e6 < peak_memory_mb()

@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(?:<!-- (?P<label>[^>]+) -->\n)?```(?P<kind>sh|python|yaml)\n(?P<text>.*?)```", re.S)
 BLOCKS = [(m["label"], m["kind"], m["text"]) for m in BLOCK.finditer(README)]
 COMMANDS = [(label, line) for label, kind, text in BLOCKS if kind == "sh" for line in text.strip().splitlines()]
-SLOW = ("experiments/sequence_a.yaml",)
+LONG = ("smoke.yaml", "cl_softcot.track", "my-model", "own_", "my.jsonl", "mine.yaml", "runs/other", "mlflow ui")
+LONG += ("torch.distr", "cl_softcot.sweep")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,13 @@ def test_the_readme_has_its_commands():
     assert len(COMMANDS) >= 8
 
 
-@pytest.mark.parametrize("command", [c for label, c in COMMANDS if label not in ("main command", "test command")])
+def others() -> list:
+    """Every command but the two main ones, in the README's order; what takes long is marked."""
+    commands = [c for label, c in COMMANDS if label not in ("main command", "test command")]
+    return [pytest.param(c, marks=pytest.mark.slow if any(word in c for word in LONG) else ()) for c in commands]
+
+
+@pytest.mark.parametrize("command", others())
 def test_command(command, workplace):
     if command.endswith("mlflow ui"):
         return check_server(command, workplace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 
 from cl_softcot.errors import UserError
+from cl_softcot.metrics.drift import DriftReference, drift
 from cl_softcot.models.decoding import generate
 from cl_softcot.policy import BasePolicy, MethodPolicy
-from cl_softcot.reasoning.base import Batch, Phase
+from cl_softcot.reasoning.base import Batch, Phase, token_losses
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.direct import Direct
@@ -25,6 +27,9 @@ WAYS = {
     "cot": lambda: Cot(),
     "pause": lambda: Pause(Pause.Settings(pauses=3)),
     "coconut": lambda: Coconut(Coconut.Settings(thoughts_per_step=2, max_stage=2)),
+    "coconut_table": lambda: Coconut(Coconut.Settings(max_stage=2, markers="table")),
+    "coconut_pause": lambda: Coconut(Coconut.Settings(max_stage=2, thought="pause")),
+    "coconut_bare": lambda: Coconut(Coconut.Settings(max_stage=2, markers="none")),
     "softcot": lambda: Softcot(Softcot.Settings(soft_thoughts=3)),
     "softcot_mlp": lambda: Softcot(Softcot.Settings(soft_thoughts=3, projector="mlp", hidden=24)),
     "softcot_free": lambda: Softcot(Softcot.Settings(soft_thoughts=3, source="free")),
@@ -59,6 +64,10 @@ def trainable(parts):
 # ------------------------------------------------------------------------------------- references, row by row
 
 
+def paused(reasoning) -> bool:
+    return isinstance(reasoning, Coconut) and reasoning.settings.thought == "pause"
+
+
 def input_row(parts, encoded, ids):
     """Input embeddings of one unpadded row; what stands for thoughts in the prompt is replaced, but for Coconut's latents."""
     reasoning, backbone = parts.reasoning, parts.backbone
@@ -71,10 +80,11 @@ def input_row(parts, encoded, ids):
             continue
         if isinstance(reasoning, Pause) and token == backbone.special["pause"]:
             row = reasoning.pause_D
-        if isinstance(reasoning, Coconut) and token == backbone.special["latent-start"]:
-            row = reasoning.markers_2D[0]
-        if isinstance(reasoning, Coconut) and token == backbone.special["latent-end"]:
-            row = reasoning.markers_2D[1]
+        if isinstance(reasoning, Coconut) and reasoning.settings.markers == "own":
+            marks = [backbone.special["latent-start"], backbone.special["latent-end"]]
+            row = reasoning.markers_2D[marks.index(token)] if token in marks else row
+        if paused(reasoning) and token == backbone.special["latent"]:
+            row = reasoning.pause_D
         if isinstance(reasoning, Softcot) and token == backbone.special["slot"]:
             if reasoning.settings.source == "free":
                 row = reasoning.free_KD[slot]
@@ -95,7 +105,7 @@ def reference_row(parts, encoded):
     ids = [*encoded.prefix_ids, *encoded.target_ids]
     row_TD = input_row(parts, encoded, ids)
     for place, token in enumerate(encoded.prefix_ids):
-        if token == backbone.special["latent"]:
+        if token == backbone.special["latent"] and not paused(parts.reasoning):
             hidden = backbone.core(inputs_embeds=row_TD[None, :place], use_cache=False).last_hidden_state[0, -1]
             row_TD = torch.cat([row_TD[:place], hidden[None], row_TD[place + 1 :]])
     logits = backbone.model(inputs_embeds=row_TD[None], use_cache=False).logits[0, :, : backbone.vocab_size]
@@ -119,7 +129,7 @@ def assert_same_gradients(got, expected):
         b = torch.zeros_like(a) if b is None and a is not None else b
         if a is not None:
             scale = max(1.0, b.abs().max().item())
-            torch.testing.assert_close(a / scale, b / scale, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(a / scale, b / scale, atol=2e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # ---------------------------------------------------------------------------------------------- the contract
@@ -323,6 +333,67 @@ def test_coconut_mixes_stages_when_asked(tmp_path):
     assert set(counts) == {0, 1, 2, 3} and 100 < counts.count(3) < 150
 
 
+def test_coconut_can_draw_from_the_chain_as_the_original_does(tmp_path):
+    """Beyond the last stage too: 5 steps with max_stage 3 give stages 0 to 5, and from 4 on nothing is written."""
+    item = Example("x", "t", "a b ?", tuple("a is b|b is c|c is d|d is e|e is f".split("|")), "f")
+    parts = parts_of(words_model(tmp_path), Coconut(Coconut.Settings(uniform_prob=1.0, uniform_over="chain")))
+    rng, text = random.Random(0), parts.backbone.text
+    encoded = [parts.reasoning.encode(text, item, Phase(1, 0), rng) for _ in range(300)]
+    drawn = [(e.prefix_ids.count(parts.backbone.special["latent"]), text.decode(e.target_ids).count(" is ")) for e in encoded]
+    assert {d: round(drawn.count(d) / 300, 1) for d in set(drawn)} == {
+        (0, 5): 0.2,
+        (1, 4): 0.2,
+        (2, 3): 0.2,
+        (3, 2): 0.2,
+        (3, 0): 0.3,
+    }
+
+
+def test_coconut_answers_at_its_last_stage_whatever_training_draws(tmp_path):
+    """A draw, or the length of the gold chain, would make the same question's thoughts differ."""
+    settings = Coconut.Settings(uniform_prob=1.0, pad_latent_to_max=False, drop_all_after_last=True)
+    parts = parts_of(words_model(tmp_path), Coconut(settings))
+    text, items, latent = parts.backbone.text, examples(20), parts.backbone.special["latent"]
+    policy = MethodPolicy(parts, None)
+    assert {e.prefix_ids.count(latent) for e in policy._encode(items)} == {3}
+    rng = random.Random(0)
+    assert len({parts.reasoning.encode(text, e, Phase(4, 1), rng).prefix_ids.count(latent) for e in items}) > 1
+
+
+@pytest.mark.parametrize("model", [chat_model, gpt2_model])
+def test_markers_of_the_table_are_in_the_softmax_and_nothing_else_is(model, tmp_path):
+    """Added in the original's order: start, end, latent; slot and pause, which it does not have, behind them and left out."""
+    own, table = model(tmp_path), model(tmp_path)
+    added = [own.special[name] for name in ("latent-start", "latent-end", "latent", "slot", "pause")]
+    assert added == list(range(own.vocab_size, own.vocab_size + 5))
+    parts_of(own, Coconut())
+    parts_of(table, Coconut(Coconut.Settings(markers="table")))
+    assert table.vocab_size == own.vocab_size + 3 == added[2] + 1
+    hidden = torch.randn(2, own.width)
+    torch.testing.assert_close(table.logits(hidden)[:, : own.vocab_size], own.logits(hidden))
+
+
+def test_markers_that_nobody_would_train_are_refused():
+    refuses = Coconut.refuses
+    assert "markers: table" in refuses(Coconut.Settings(markers="table"), "lora")
+    assert "markers: none" in refuses(Coconut.Settings(markers="none"), "frozen_backbone")
+    assert "markers: table" in refuses(Coconut.Settings(markers="table"), "frozen_backbone")
+    assert refuses(Coconut.Settings(markers="table"), "full_finetune") is None
+    assert refuses(Coconut.Settings(markers="none"), "lora") is None
+    assert all(refuses(Coconut.Settings(), name) is None for name in ("full_finetune", "lora", "frozen_backbone"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_logits_are_made_only_where_there_is_a_label(way, tmp_path, assistant, monkeypatch):
+    """The originals make them at every position, for the whole vocabulary."""
+    parts = parts_of(words_model(tmp_path), WAYS[way](), assistant)
+    encoded = encode(parts, examples(5))
+    places, real = [], parts.backbone.logits
+    monkeypatch.setattr(parts.backbone, "logits", lambda hidden: places.append(hidden.shape[:-1].numel()) or real(hidden))
+    loss = parts.reasoning.loss(parts, parts.reasoning.collate(encoded))
+    assert sum(places) == loss.n_tokens == sum(len(e.target_ids) for e in encoded)
+
+
 @pytest.mark.parametrize("bad", [{"curriculum": [4]}, {"curriculum": []}, {"stage_steps": [1, 1]}, {"stage_steps": [1, 1, 1, 0]}])
 def test_coconut_refuses_impossible_curricula(bad):
     with pytest.raises(ValueError):
@@ -374,22 +445,38 @@ def test_softcot_without_an_assistant_tells_the_way_out(tmp_path):
         Softcot.Settings(hidden=8)
 
 
-@pytest.mark.parametrize("way", ["coconut", "softcot", "softcot_free"])
+@pytest.mark.parametrize("way", ["coconut", "softcot", "softcot_free", "pause"])
 def test_edits_reach_the_thoughts(way, tmp_path, assistant):
     parts = parts_of(words_model(tmp_path), WAYS[way](), assistant)
     batch = parts.reasoning.collate(encode(parts, examples(3)))
     seen = []
 
-    def zero(thoughts_BKD):
+    def zero(thoughts_BKD, place):
         seen.append(tuple(thoughts_BKD.shape))
+        assert place.batch is batch and place.index_BK.shape == thoughts_BKD.shape[:2]
         return torch.zeros_like(thoughts_BKD)
 
     with torch.no_grad():
         plain = parts.reasoning.begin(parts, batch).logits_BV
-        same = parts.reasoning.begin(parts, batch, edit=lambda t: t).logits_BV
+        same = parts.reasoning.begin(parts, batch, edit=lambda t, place: t).logits_BV
         zeroed = parts.reasoning.begin(parts, batch, edit=zero).logits_BV
     assert torch.equal(plain, same) and not torch.allclose(plain, zeroed)
     assert seen == ([(3, 1, 32)] * 4 if way == "coconut" else [(3, 3, 32)])
+
+
+@pytest.mark.parametrize("model", [chat_model, gpt2_model])
+def test_a_target_is_its_pieces(model, tmp_path):
+    """Steps are tokenized as a whole; the original tokenizes each with its line's end, and the ids must be the same."""
+    text = model(tmp_path).text
+    steps = ("Every step is one. two", "<<3+2=5>>", "think,  step", "one\ttwo?!")
+
+    def ids(piece):
+        return text.tokenizer(piece, add_special_tokens=False)["input_ids"]
+
+    pieces = [i for step in steps for i in ids(step + "\n")] + ids("### the answer 42")
+    assert text.target_ids(steps, "the answer 42") == [*pieces, text.eos_id]
+    later = text.target_ids(steps[2:], "the answer 42")  # as a later stage has them
+    assert later == [*pieces, text.eos_id][-len(later) :]
 
 
 # ------------------------------------------------------------------------------------------------ batch, policy
@@ -423,6 +510,31 @@ def test_policy_states_predict_given_continuations(way, backbone, assistant):
                 torch.testing.assert_close(policy.head(state), reference_row(parts, e)[1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("model", [chat_model, gpt2_model])
+def test_drift_runs_over_the_tokens_that_both_vocabularies_have(model, tmp_path):
+    """A method that can write its markers has three tokens more than the base. Untrained it says what the base says, so over
+    the shared tokens, renormalised, only the thoughts move it; the markers' own probability is no drift."""
+    items, base = examples(4), BasePolicy(model(tmp_path))
+    parts = parts_of(model(tmp_path), Coconut(Coconut.Settings(max_stage=0, markers="table")))
+    policy = MethodPolicy(parts, None)
+    V = parts.backbone.vocab_size - 3
+    reference = DriftReference.build("own", base, items, 6)
+    alone = dataclasses.replace(parts, reasoning=Cot())  # its larger softmax without its markers in the prompt: no drift at all
+    same = drift(MethodPolicy(alone, None), base, [reference], max_new_tokens=6, measure_identical=True)
+    assert same["forward_kl/own"] == pytest.approx(0.0, abs=1e-6) and same["reverse_kl/own"] == pytest.approx(0.0, abs=1e-6)
+
+    found = drift(policy, base, [reference], max_new_tokens=6)
+    nats = tokens = 0
+    for item, ids in zip(items, reference.continuations, strict=True):
+        p_TV = base.head(base.hidden_states([item], [ids])[0])
+        q_TW = policy.head(policy.hidden_states([item], [ids])[0])
+        assert (p_TV.shape[1], q_TW.shape[1]) == (V, V + 3)
+        p, q = p_TV.double().log_softmax(-1), q_TW.double()[:, :V].log_softmax(-1)
+        nats, tokens = nats + float((p.exp() * (p - q)).sum()), tokens + len(ids)
+    assert found["forward_kl/own"] == pytest.approx(nats / tokens, rel=1e-5) and nats > 0
+    assert torch.isfinite(torch.tensor(found["reverse_kl/own"]))
+
+
 def test_policy_generates_reproducibly(tmp_path):
     policy = BasePolicy(words_model(tmp_path))
     items = examples(9)
@@ -437,3 +549,43 @@ def test_an_example_that_does_not_fit_is_named(tmp_path):
     item = Example("long-one", "t", "a b ?", ("a is b",) * 6, "b")
     with pytest.raises(UserError, match="long-one"):
         encode(parts, [item])
+
+
+def test_logits_of_many_places_are_made_a_part_at_a_time(tmp_path, monkeypatch):
+    parts = parts_of(words_model(tmp_path), Cot())
+    backbone = parts.backbone
+    backbone.model.requires_grad_(True)
+    named = dict(backbone.model.named_parameters())
+    batch = parts.reasoning.collate(encode(parts, examples(4)))
+    whole = parts.reasoning.loss(parts, batch)
+    whole.loss_sum.backward()
+    expected = gradients(named)
+    monkeypatch.setattr("cl_softcot.reasoning.base.LOGITS_AT_ONCE", 3 * backbone.vocab_size + 1)
+    sizes, logits = [], backbone.logits
+    monkeypatch.setattr(backbone, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    part = parts.reasoning.loss(parts, batch)
+    part.loss_sum.backward()
+    assert max(sizes) == 3 and sum(sizes) == 2 * whole.n_tokens  # once forwards, once more on the way back
+    torch.testing.assert_close(part.per_example_B, whole.per_example_B)
+    assert_same_gradients(gradients(named), expected)
+
+
+def test_a_frozen_heads_logits_are_made_once_a_part_at_a_time(tmp_path, monkeypatch):
+    backbone = words_model(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, backbone.vocab_size, (10,), generator=generator)
+    factors = torch.rand(10, generator=generator)
+    whole = torch.randn(10, backbone.width, generator=generator).requires_grad_()
+    part = whole.detach().clone().requires_grad_()
+    expected = token_losses(backbone, whole, labels)
+    (expected * factors).sum().backward()
+    monkeypatch.setattr("cl_softcot.reasoning.base.LOGITS_AT_ONCE", 8 * 4 * backbone.vocab_size)
+    sizes, logits = [], backbone.logits
+    monkeypatch.setattr(backbone, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    found = token_losses(backbone, part, labels)
+    (found * factors).sum().backward()
+    assert sizes == [4, 4, 2]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(part.grad, whole.grad)
+    with torch.no_grad():
+        torch.testing.assert_close(token_losses(backbone, part, labels), expected)

@@ -264,7 +264,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 # Real processes, made-up work: each run says which process does it, and then "first" ends and the others go on for minutes.
 MADE_UP = """
-import os, pathlib, sys, time, types
+import os, pathlib, signal, sys, time, types
 from dataclasses import dataclass
 
 work = types.ModuleType("cl_softcot.one_run")  # in the parent and, since spawn reads this file again, in every worker
@@ -283,11 +283,14 @@ def run_one(config, spec, folder, shared, provenance, report):
 
 
 RunSpec.__module__ = work.__name__
-work.RunSpec, work.run_one, work.measure_base = RunSpec, run_one, lambda *_: None
+work.RunSpec, work.run_one, work.measure_base, work.OnRow = RunSpec, run_one, lambda *_: None, None
 sys.modules[work.__name__] = work
 
 if __name__ == "__main__":
     from cl_softcot import orchestration, run
+
+    # As in a terminal; a shell that runs the tests in the background has switched the signal off for its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Made(orchestration.Orchestration):
         provenance = {}
@@ -368,7 +371,7 @@ def test_kill_of_the_parent_and_of_a_worker(tmp_path):
     process.kill()
     process.wait()
     assert workers
-    wait_for(lambda: not any(alive(pid) for pid in workers), 10)
+    wait_for(lambda: not any(alive(pid) for pid in workers), 60)  # one still importing notices only after that
 
     process = begin(path, "output_dir=out", "--jobs", 2, cwd=tmp_path)
     wait_for(somewhere("rows/row_1.json"))

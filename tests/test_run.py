@@ -125,7 +125,7 @@ def test_predictions_hold_what_the_model_wrote(method):
 def test_frozen_weights_are_hashed():
     for method in METHODS:
         found = result(finished(), method)
-        untouched = found["strategy"]["name"] in ("zero_shot", "frozen_backbone", "lora")
+        untouched = found["strategy"].get("of", found["strategy"])["name"] in ("zero_shot", "frozen_backbone", "lora")
         assert found["frozen"]["unchanged"] is untouched, method
 
 

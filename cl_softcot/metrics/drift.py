@@ -34,7 +34,7 @@ Only hidden states are kept of the base, D numbers a token in place of V.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
@@ -129,7 +129,10 @@ def written_ids(
     texts = []
     for generation in policy.generate(list(examples), max_new_tokens, sample_seed=sample_seed):
         ids = [int(token) for token in generation.ids]
-        texts.append([*ids, int(policy.eos_id)] if getattr(generation, "finished", False) else ids)
+        if getattr(generation, "finished", False):
+            end = getattr(generation, "end_id", None)  # some models have several
+            ids.append(int(policy.eos_id if end is None else end))
+        texts.append(ids)
     return texts
 
 
@@ -164,7 +167,9 @@ class DriftReference:
         if len(continuations) != len(examples):
             raise ValueError(f"{name}: {len(continuations)} continuations for {len(examples)} examples")
         ids = [[int(token) for token in continuation] for continuation in continuations]
-        return cls(name, examples, ids, _states(base_policy, examples, ids))
+        # A base may keep these states for later: they are the same whatever it is compared with.
+        states_of = getattr(base_policy, "reference_states", base_policy.hidden_states)
+        return cls(name, examples, ids, _states(states_of, examples, ids))
 
 
 @torch.no_grad()
@@ -194,61 +199,109 @@ def drift(
     unknown = sorted(set(directions) - set(DIRECTIONS))
     if unknown:
         raise ValueError(f"unknown direction {unknown[0]!r}; known: {', '.join(DIRECTIONS)}")
-    options = {"shared_vocab": shared_vocab, "chunk": chunk}
+    rows = [
+        _Row(reference.name, *row, measure_identical or not _same(policy, base_policy, row[0]))
+        for reference in references
+        for row in zip(reference.examples, reference.continuations, reference.hidden, strict=True)
+    ]
+    compare = _Comparison(policy, base_policy, shared_vocab, chunk)
+    on_base = compare([row if row.moved else None for row in rows]) if "forward_kl" in directions else [None] * len(rows)
     values: dict[str, float | int | None] = {}
-    for reference in references:
-        examples = reference.examples
-        moved = [i for i, e in enumerate(examples) if measure_identical or not _same(policy, base_policy, e)]
-        for direction in directions:
-            if direction == "forward_kl":
-                texts, base_states = reference.continuations, reference.hidden
-            else:
-                texts, base_states = [], None
-                if moved:
-                    texts = _samples(policy, base_policy, reference, max_new_tokens, sample_seed, shared_vocab)
-            written = [i for i in moved if texts[i]]
-            nats, tokens = 0.0, sum(map(len, texts))
-            if written:
-                prompts, ids = [examples[i] for i in written], [texts[i] for i in written]
-                base = [base_states[i] for i in written] if base_states else _states(base_policy, prompts, ids)
-                nats = _nats(direction, base_policy, base, policy, _states(policy, prompts, ids), **options)
-            values[f"{direction}/{reference.name}"] = nats / tokens if tokens else (None if moved else 0.0)
-            values[f"n_tokens/{direction}/{reference.name}"] = tokens
+    if "forward_kl" in directions:
+        _collect(values, "forward_kl", rows, [len(row.continuation) for row in rows], on_base)
+    if "reverse_kl" in directions:
+        samples = _samples(policy, base_policy, rows, max_new_tokens, sample_seed, shared_vocab)
+        # Where the sample is the very text of the forward direction, the places are the same and so is what was found there.
+        known = [found if ids == row.continuation else None for row, ids, found in zip(rows, samples, on_base, strict=True)]
+        asked = [
+            row.with_text(ids) if row.moved and found is None else None
+            for row, ids, found in zip(rows, samples, known, strict=True)
+        ]
+        found = [k or f for k, f in zip(known, compare(asked), strict=True)]
+        _collect(values, "reverse_kl", rows, list(map(len, samples)), found)
     return values
 
 
-def _nats(
+@dataclass(frozen=True)
+class _Row:
+    """An example of a set, a text to measure on, and the base's states there, where they are known."""
+
+    set: str
+    example: Any
+    continuation: list[int]
+    base_states_TD: Tensor | None
+    moved: bool
+
+    def with_text(self, ids: list[int]) -> _Row:
+        return replace(self, continuation=ids, base_states_TD=None)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Both KL sums of each row that is asked for; all rows go through the models together."""
+
+    policy: DriftPolicy
+    base_policy: DriftPolicy
+    shared_vocab: Tensor | Sequence[int] | None
+    chunk: int
+
+    def __call__(self, rows: Sequence[_Row | None]) -> list[TokenKL | None]:
+        asked = [row for row in rows if row is not None and row.continuation]
+        if not asked:
+            return [None] * len(rows)
+        examples, texts = [row.example for row in asked], [row.continuation for row in asked]
+        base = [row.base_states_TD for row in asked]
+        if base[0] is None:
+            base = _states(self.base_policy.hidden_states, examples, texts)
+        states = _states(self.policy.hidden_states, examples, texts)
+        kl = kl_from_hidden(
+            torch.cat(base), self.base_policy.head, torch.cat(states), self.policy.head, self.shared_vocab, self.chunk
+        )
+        lengths = list(map(len, texts))
+        sums = iter([TokenKL(f.sum(), r.sum()) for f, r in zip(*(d.split(lengths) for d in kl), strict=True)])
+        return [next(sums) if row is not None and row.continuation else None for row in rows]
+
+
+def _collect(
+    values: dict[str, float | int | None],
     direction: str,
-    base_policy: DriftPolicy,
-    base_states: list[Tensor],
-    policy: DriftPolicy,
-    states: list[Tensor],
-    **options: Any,
-) -> float:
-    """Sum of one direction's KL over all places."""
-    kl = kl_from_hidden(torch.cat(base_states), base_policy.head, torch.cat(states), policy.head, **options)
-    return float(getattr(kl, direction).sum())
+    rows: Sequence[_Row],
+    lengths: Sequence[int],
+    found: Sequence[TokenKL | None],
+) -> None:
+    """Adds a direction's mean, and the tokens behind it, for every set."""
+    for name in dict.fromkeys(row.set for row in rows):
+        mine = [i for i, row in enumerate(rows) if row.set == name]
+        moved = any(rows[i].moved for i in mine)
+        tokens = sum(lengths[i] for i in mine)
+        nats = sum(float(getattr(found[i], direction)) for i in mine if found[i] is not None)
+        values[f"{direction}/{name}"] = nats / tokens if tokens else (None if moved else 0.0)
+        values[f"n_tokens/{direction}/{name}"] = tokens
 
 
 def _samples(
     policy: DriftPolicy,
     base_policy: DriftPolicy,
-    reference: DriftReference,
+    rows: Sequence[_Row],
     max_new_tokens: int,
     seed: int,
     shared_vocab: Tensor | Sequence[int] | None,
 ) -> list[list[int]]:
-    """The policy's own texts, each up to its first token that the base lacks and cannot read."""
+    """The policy's own texts, each up to its first token that the base cannot read; none in sets where nothing moved."""
+    moved = {row.set for row in rows if row.moved}
+    asked = [row for row in rows if row.set in moved]
+    if not asked:
+        return [[] for _ in rows]
     if shared_vocab is None:
-        shared = range(base_policy.head(torch.cat(reference.hidden)[:1]).shape[-1])
+        shared = range(base_policy.head(asked[0].base_states_TD[:1]).shape[-1])
     else:
         shared = set(torch.as_tensor(shared_vocab).tolist())
-    texts = written_ids(policy, reference.examples, max_new_tokens, seed)
-    return [list(takewhile(shared.__contains__, ids)) for ids in texts]
+    texts = iter(written_ids(policy, [row.example for row in asked], max_new_tokens, seed))
+    return [list(takewhile(shared.__contains__, next(texts))) if row.set in moved else [] for row in rows]
 
 
-def _states(policy: DriftPolicy, examples: list[Any], continuations: list[list[int]]) -> list[Tensor]:
-    states = list(policy.hidden_states(examples, continuations))
+def _states(states_of: Callable[..., Sequence[Tensor]], examples: list[Any], continuations: list[list[int]]) -> list[Tensor]:
+    states = list(states_of(examples, continuations))
     lengths, expected = [len(state) for state in states], [len(ids) for ids in continuations]
     if lengths != expected:
         raise ValueError(f"hidden_states must give one state a continuation token: {lengths[:4]}… for {expected[:4]}…")

@@ -87,6 +87,22 @@ def stratified_interval(outcomes: Strata, n_boot: int = 1000, seed: int = 0, lev
     return interval
 
 
+def stratified_mean(
+    values: Strata,
+    support: tuple[float, float] = (-np.inf, np.inf),
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, Interval]:
+    """Mean over tasks of each task's mean, and its interval, of numbers that lie in ``support``, such as differences of
+    log-probabilities.
+
+    As in :func:`stratified_interval`. Where all numbers of a task are equal and the support has no end, neither has the
+    interval: nothing bounds what was not seen.
+    """
+    return _mean_of_strata([_checked(v, *support) for v in _as_list(values)], support, n_boot, seed, level)
+
+
 def stratified_difference(a: Strata, b: Strata, n_boot: int = 1000, seed: int = 0, level: float = 0.95) -> Difference:
     """Mean over tasks of mean(a) - mean(b), paired inside each task as in :func:`paired_difference`.
 
@@ -167,6 +183,17 @@ def interquartile_mean(scores: ArrayLike) -> float:
     return float(_middle_half(ordered[None])[0])
 
 
+def interquartile_means(rows: Values) -> Values:
+    """:func:`interquartile_mean` of each row [n, scores] -> [n]."""
+    return _middle_half(np.sort(rows, axis=1))
+
+
+def all_equal_margin(n: int, level: float = 0.95) -> float:
+    """z²/(n+z²): the share of unseen, different outcomes that is compatible with n equal ones (Wilson 1927)."""
+    z2 = _z(level) ** 2
+    return z2 / (n + z2)
+
+
 def runs_interval(
     scores: ArrayLike,
     statistic: Callable[[Values], Values] | None = None,
@@ -187,7 +214,7 @@ def runs_interval(
     rng = np.random.default_rng(seed)
     chosen = rng.integers(table.shape[0], size=(n_boot, *table.shape))
     drawn = table[chosen, np.arange(table.shape[1])].reshape(n_boot, -1)
-    values = (statistic or (lambda rows: _middle_half(np.sort(rows, axis=1))))(drawn)
+    values = (statistic or interquartile_means)(drawn)
     return _percentiles(np.asarray(values), level)
 
 
@@ -226,7 +253,7 @@ def _mean_of_strata(
         if values.min() < values.max():
             resampled += (_resampled_means(values, n_boot, rng) - values.mean()) / len(strata)
         else:
-            unseen = _z(level) ** 2 / (values.size + _z(level) ** 2)
+            unseen = all_equal_margin(values.size, level)
             below += (unseen * (values[0] - support[0]) / len(strata)) ** 2
             above += (unseen * (support[1] - values[0]) / len(strata)) ** 2
     low, high = _percentiles(resampled, level)

@@ -192,52 +192,6 @@ def forgetting_avalanche(R: ArrayLike) -> float | None:
     return None if bwt is None else 0.0 - bwt  # not -bwt: no negative zero in tables
 
 
-def intransigence(R: ArrayLike, a_star: ArrayLike) -> float | None:
-    """1/T Σ_j (a*_j - R[j,j]) (Chaudhry et al. 2018, RWalk). Lower is better: how much the sequence keeps
-    from learning.
-
-    ``a_star`` [T]: the accuracy of a reference on each task, in R's order of tasks, from a joint or a
-    single-task run.
-    """
-    matrix = as_matrix(R)
-    reference = np.asarray(a_star, dtype=np.float64)
-    if reference.shape != (matrix.shape[1],):
-        raise ValueError(f"a_star has one value a task: expected {matrix.shape[1]}, got shape {reference.shape}")
-    return _number((reference - _own(matrix)).mean())
-
-
-def sample_flips(pre: ArrayLike, post: ArrayLike, k: int | None = None) -> dict[str, float]:
-    """How many examples flipped, less what guessing explains (Harmon et al. 2025, arXiv 2510.17776).
-
-    ``pre`` and ``post``: 0/1 outcomes of the same examples before and after; ``k``: number of choices, None
-    for open answers, where guessing explains nothing. With ā the mean outcome:
-
-    * ``forgotten`` F = mean 1{right -> wrong}, ``gained`` B = mean 1{wrong -> right}; F - B = ā_pre - ā_post
-    * ``chance`` = (1-ā_pre)/(k-1) · (1-ā_post): the lucky hits on one side, times wrong on the other; the
-      expression is symmetric in pre and post, so it is the chance part of both
-    * ``forgotten_true`` = max(F - chance, 0), ``gained_true`` = max(B - chance, 0)
-
-    Fractions of the examples; forgotten: lower is better, gained: higher is better.
-    """
-    right_pre, right_post = np.asarray(pre, dtype=np.float64), np.asarray(post, dtype=np.float64)
-    if right_pre.shape != right_post.shape or right_pre.ndim != 1 or right_pre.size == 0:
-        raise ValueError("flips compare the outcomes of the same examples: two equally long, non-empty lists")
-    if not (np.isin(right_pre, (0, 1)).all() and np.isin(right_post, (0, 1)).all()):
-        raise ValueError("outcomes are 0 or 1")
-    if k is not None and k < 2:
-        raise ValueError(f"a choice has at least two options, got k={k}")
-    forgotten = float((right_pre * (1 - right_post)).mean())
-    gained = float(((1 - right_pre) * right_post).mean())
-    chance = 0.0 if k is None else float((1 - right_pre.mean()) / (k - 1) * (1 - right_post.mean()))
-    return {
-        "forgotten": forgotten,
-        "gained": gained,
-        "chance": chance,
-        "forgotten_true": max(forgotten - chance, 0.0),
-        "gained_true": max(gained - chance, 0.0),
-    }
-
-
 def summary(R: ArrayLike) -> dict[str, float | None]:
     """Every metric of the accuracy matrix in this folder by its full name, ``acc`` first; None where
     undefined.
@@ -258,7 +212,6 @@ def _fraction(formula: str, source: str, direction: str, of_matrix: Callable[...
 _HIGHER, _LOWER = "higher is better", "lower is better"
 _GEM = "Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840)"
 _RWALK = "Chaudhry et al. 2018 (RWalk, arXiv 1801.10112)"
-_FLIPS = "Harmon et al. 2025 (arXiv 2510.17776)"
 
 CATALOGUE: dict[str, Meaning] = {
     "acc": _fraction("1/T Σ_j R[T,j]", f"{_GEM}, eq. 2", _HIGHER, average_accuracy),
@@ -292,7 +245,4 @@ CATALOGUE: dict[str, Meaning] = {
     "forgetting/avalanche": _fraction(
         "1/(T-1) Σ_{j<T} (R[j,j] - R[T,j])", "Avalanche 0.6 StreamForgetting", _LOWER, forgetting_avalanche
     ),
-    "intransigence": _fraction("1/T Σ_j (a*_j - R[j,j])", _RWALK, _LOWER, None),
-    "flips/forgotten_true": _fraction("max(mean 1{right -> wrong} - (1-ā_pre)/(k-1)·(1-ā_post), 0)", _FLIPS, _LOWER, None),
-    "flips/gained_true": _fraction("max(mean 1{wrong -> right} - (1-ā_pre)/(k-1)·(1-ā_post), 0)", _FLIPS, _HIGHER, None),
 }

@@ -9,24 +9,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
+from cl_softcot import parallel
 from cl_softcot.errors import UserError
+from cl_softcot.models.lean import make_lean
+from cl_softcot.models.loading import DTYPES, check_choices, device_of, read_model, read_tokenizer, resolve
+from cl_softcot.models.recompute import recomputed
 from cl_softcot.models.text import TextFormat, read_marker
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_BUILTIN_TOKENS = {"slot": "<slot>", "latent-start": "<bol>", "latent": "<lat>", "latent-end": "<eol>", "pause": "<pause>"}
+# In the order in which they are added to a tokenizer without them: those of continuous thoughts first, as Coconut adds them,
+# so that they can be put into the softmax without the others (see ``write_markers``).
+_BUILTIN_TOKENS = {"latent-start": "<bol>", "latent-end": "<eol>", "latent": "<lat>", "slot": "<slot>", "pause": "<pause>"}
 # Architectures whose attention is plain causal in every layer and takes a ready-made 4D mask.
-_READY_MASK = frozenset({"llama", "gpt2", "qwen2", "qwen3", "mistral", "olmo2", "smollm3"})
+_READY_MASK = frozenset({"llama", "gpt2", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "phi", "phi3"})
 _NO_LIMIT = 1 << 30
 
 
@@ -38,10 +39,25 @@ class LanguageModel:
         special: ids of slot, latent-start, latent, latent-end, pause.
         vocab_size: V, the number of tokens that can be written. Tokens that were added for thoughts are never written, so
             adding them leaves the model's distribution as it was.
+        eos_id: the token that ends an answer, and that is trained to; ``text.end_ids`` are all that answers may stop at.
+        gradient_checkpointing: inner activations of layers are computed again in the backward pass.
+        quantized: the weights are stored in 8 or 4 bits, and cannot be trained.
         compute_dtype: what matrix products run in. Weights that a strategy trains are kept in fp32 whatever this is.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, marker: dict[str, Any] | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        marker: dict[str, Any] | None,
+        dtype: torch.dtype,
+        *,
+        chat: str = "auto",
+        chat_template_args: Mapping[str, Any] | None = None,
+    ):
+        if model.get_output_embeddings() is None:
+            raise UserError(f"{name} has no head that writes text, so it is not a causal language model")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
@@ -50,12 +66,25 @@ class LanguageModel:
         self.config = model.config.get_text_config(decoder=True)
         self.width: int = model.get_input_embeddings().weight.shape[1]
         self.max_length: int = getattr(self.config, "max_position_embeddings", None) or _NO_LIMIT
-        self.eos_id = _eos_id(tokenizer, model, name)
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        end_ids = _end_ids(tokenizer, model, name)
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
         self.special, first_added = _special_tokens(model, tokenizer)
         rows = model.get_output_embeddings().weight.shape[0]
         self.vocab_size: int = min(rows, first_added) if first_added is not None else rows
-        self.text = TextFormat(tokenizer, self.special, self.eos_id, max_length=self.max_length, model_name=name, marker=marker)
+        self.text = TextFormat(
+            tokenizer,
+            self.special,
+            end_ids[0],
+            max_length=self.max_length,
+            model_name=name,
+            marker=marker,
+            chat=chat,
+            chat_template_args=chat_template_args,
+            more_ends=end_ids[1:],
+        )
+        self.eos_id: int = self.text.eos_id
+        self.gradient_checkpointing = False
+        self.quantized = False
         sliding = getattr(self.config, "sliding_window", None) and getattr(self.config, "use_sliding_window", True)
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         eager = self.config._attn_implementation in ("eager", "sdpa")
@@ -85,14 +114,29 @@ class LanguageModel:
         """True if no parameter of the model wants a gradient."""
         return not any(p.requires_grad for p in self.model.parameters())
 
+    @cached_property
+    def core_scale(self) -> float:
+        """What the core multiplies ``inputs_embeds`` with: transformers 5.0 scales Gemma's there, newer ones in the embedding."""
+        scales = self.config.model_type in ("gemma", "gemma2") and not hasattr(self.model.get_input_embeddings(), "embed_scale")
+        return self.width**0.5 if scales else 1.0
+
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids of any shape -> embeddings [..., D]."""
-        return self.model.get_input_embeddings()(ids)
+        """Token ids of any shape -> embeddings [..., D], at the scale at which the first layer reads them."""
+        embeddings = self.model.get_input_embeddings()(ids.to(self.device))
+        return embeddings if self.core_scale == 1.0 else embeddings * self.core_scale
+
+    def run_core(self, inputs_BTD: Tensor, **arguments: Any) -> Tensor:
+        """The core on inputs at the scale of ``embed``; hidden states after the final norm, [B, T, D], on the inputs' device."""
+        inputs_BTD = inputs_BTD if self.core_scale == 1.0 else inputs_BTD / self.core_scale
+        again = recomputed(self.layers) if self.gradient_checkpointing else contextlib.nullcontext()
+        with self.autocast(), again:
+            return self.core(inputs_embeds=inputs_BTD, **arguments).last_hidden_state.to(inputs_BTD.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
+        head = self.model.get_output_embeddings()
         with self.autocast():
-            logits = self.model.get_output_embeddings()(hidden)
+            logits = head(hidden.to(head.weight.device))
         logits = logits[..., : self.vocab_size]
         # What some architectures do behind their head (Granite, Cohere, Gemma).
         if scaling := getattr(self.config, "logits_scaling", None):
@@ -101,17 +145,26 @@ class LanguageModel:
             logits = logits * scale
         if cap := getattr(self.config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
-        return logits
+        return logits.to(self.device)
+
+    def write_markers(self) -> None:
+        """Give latent-start, latent-end and latent their place in the softmax, as the original Coconut has it: from now on
+        they take a share of the probability, a tied head sends gradients to their rows, and they can be written.
+        """
+        self.vocab_size = max(self.vocab_size, 1 + max(self.special[n] for n in ("latent-start", "latent-end", "latent")))
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Mixed precision where the model computes in half precision; nothing in fp32."""
-        if self.compute_dtype == torch.float32:
+        """Mixed precision where the model computes in half precision; nothing in fp32 (and fp64)."""
+        if self.compute_dtype in (torch.float32, torch.float64):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     def embedding_std(self) -> float:
-        """The scale of the embedding rows; soft thoughts start out at it."""
-        return self.model.get_input_embeddings().weight[: self.vocab_size].detach().float().std().item()
+        """The scale of the embeddings as the first layer reads them; soft thoughts start out at it."""
+        rows_VD = self.model.get_input_embeddings().weight[: self.vocab_size].detach()
+        some = torch.arange(min(8, len(rows_VD)), device=rows_VD.device)
+        scale = self.embed(some).float().norm() / rows_VD[some].float().norm()
+        return (rows_VD.float().std() * scale).item()
 
     # ---------------------------------------------------------------------------------------------- identity
     @cached_property
@@ -124,23 +177,40 @@ class LanguageModel:
         digest = hashlib.sha256()
         for name, weight in sorted(_bare_weights(self.model), key=lambda item: item[0]):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            digest.update(parallel.whole(weight.detach()).contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def copy(self) -> LanguageModel:
-        """An independent copy of the weights, sharing the tokenizer and the text format."""
+    def copy(self, *, share_weights: bool = False) -> LanguageModel:
+        """A model of its own, sharing the tokenizer and the text format.
+
+        Args:
+            share_weights: modules are copied (adapters may be put into them), the weights are not: for methods that leave them
+                as they are.
+        """
+        twin = self._shell()
+        shared = {id(p): p for p in self.model.parameters()} if share_weights else {}
+        twin.model = copy.deepcopy(self.model, shared)
+        return twin
+
+    def _shell(self) -> LanguageModel:
         twin = copy.copy(self)
-        for name in ("layers", "fingerprint"):
+        for name in ("layers", "fingerprint", "core_scale"):
             twin.__dict__.pop(name, None)
-        twin.model = copy.deepcopy(self.model)
         return twin
 
     def randomised(self, seed: int) -> LanguageModel:
-        """The same architecture with freshly drawn weights: the control for what an assistant's knowledge adds."""
-        twin = self.copy()
+        """The same architecture with freshly drawn weights: the control for what an assistant's knowledge adds.
+
+        Drawn in fp32 on the CPU, so that they are the same on every device.
+        """
+        twin = self._shell()
+        config = copy.deepcopy(self.model.config)
+        config.__dict__.pop("quantization_config", None)  # these weights are whole
+        twin.quantized = False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = type(self.model)(self.model.config)
+            fresh = type(self.model)(config)
+        make_lean(fresh)
         fresh.resize_token_embeddings(self.model.get_input_embeddings().weight.shape[0], mean_resizing=False)
         weight = self.model.get_input_embeddings().weight
         twin.model = fresh.to(weight.device, weight.dtype).eval().requires_grad_(False)
@@ -163,77 +233,92 @@ def load_language_model(
     dtype: str = "float32",
     attention: str | None = None,
     trust_remote_code: bool = False,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization: str | None = None,
+    gradient_checkpointing: bool = False,
+    chat: str = "auto",
+    chat_template_args: Mapping[str, Any] | None = None,
+    init: str = "pretrained",
+    init_seed: int = 0,
 ) -> LanguageModel:
     """Load ``builtin:NAME``, a local folder or a hub id.
 
     Args:
         dtype: float32, bfloat16 or float16.
-        attention: eager, sdpa, or None for the faster of the two (eager for the embedded models).
+        attention: eager, sdpa, flash_attention_2, or None for the faster of the first two (eager for the embedded models).
+        revision: branch, tag or commit of a hub id.
+        device: None: the GPU of this process (``LOCAL_RANK``) if there is one, else the CPU.
+        device_map: auto, balanced, sequential, or a map of modules to devices, in place of one device.
+        quantization: 8bit or 4bit (bitsandbytes), for weights that are not trained.
+        gradient_checkpointing: compute a layer's inner activations again in the backward pass instead of keeping them.
+        chat: auto: with the chat template, if the tokenizer has one; never: plain text.
+        chat_template_args: variables for the template, such as ``{"enable_thinking": False}``.
+        init: pretrained, or random: architecture and tokenizer of ``spec`` with weights drawn from ``init_seed`` (on another
+            kind of device the same seed draws other numbers).
 
     Raises:
-        UserError: the model is not there, or is not a causal language model.
+        UserError: the model is not there, or is not a causal language model, or cannot be had in this form.
     """
-    if dtype not in _DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}", fix=f"known: {', '.join(_DTYPES)}")
-    folder = _resolve(spec)
+    check_choices(dtype, attention, quantization, init)
+    if device_map is not None and device is not None:
+        raise UserError("device and device_map exclude each other", fix="give one of them")
+    if init == "random" and (quantization or device_map):
+        raise UserError("init: random draws whole weights on one device", fix="leave quantization and device_map out")
+    folder = resolve(spec)
+    if folder is not None and revision is not None:
+        raise UserError(f"{spec!r} is a local folder, which has no revisions", fix="leave revision out, or give a hub id")
     marker = read_marker(folder) if folder is not None else None
-    # Measured on CPU: level in fp32 at these lengths; under bf16 autocast sdpa takes twice as long.
-    implementation = attention or ("eager" if marker is not None else None)
     source = str(folder) if folder is not None else spec
-    kwargs = {"trust_remote_code": trust_remote_code}
-    if implementation:
-        kwargs["attn_implementation"] = implementation
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=_DTYPES[dtype], **kwargs)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    where = None if device_map is not None else device_of(device)
+    tokenizer = read_tokenizer(spec, source, revision, trust_remote_code)
+    model = read_model(
+        spec,
+        source,
+        dtype=DTYPES[dtype],
+        revision=revision,
+        # Measured on CPU: level in fp32 at these lengths; under bf16 autocast sdpa takes twice as long.
+        attention=attention or ("eager" if marker is not None else None),
+        trust_remote_code=trust_remote_code,
+        device=where,
+        device_map=device_map,
+        quantization=quantization,
+        init_seed=init_seed if init == "random" else None,
+    )
+    make_lean(model)
+    loaded = LanguageModel(model, tokenizer, spec, marker, DTYPES[dtype], chat=chat, chat_template_args=chat_template_args)
+    loaded.gradient_checkpointing = gradient_checkpointing
+    loaded.quantized = quantization is not None
+    return loaded
+
+
+def _end_ids(tokenizer: Any, model: Any, name: str) -> list[int]:
+    """Every token that ends a text, the tokenizer's own first. UserError if there is none."""
+    generation = getattr(model, "generation_config", None)
+    named = [tokenizer.eos_token_id, getattr(generation, "eos_token_id", None), model.config.get_text_config().eos_token_id]
+    ids = [i for entry in named if entry is not None for i in (entry if isinstance(entry, list | tuple) else [entry])]
+    if not ids:
         raise UserError(
-            f"the model {spec!r} cannot be loaded: {str(error).strip().splitlines()[0]}",
-            fix="give builtin:tiny, a folder with config.json, weights and tokenizer, or a hub id that is reachable",
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-    return LanguageModel(model, tokenizer, spec, marker, _DTYPES[dtype])
-
-
-def _resolve(spec: str) -> Path | None:
-    """The local folder of a specification, or None for a hub id."""
-    if spec.startswith("builtin:"):
-        return Path(importlib.import_module("cl_softcot.tiny").resolve(spec.removeprefix("builtin:")))
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"the folder {spec!r} holds no model: config.json is missing")
-        return path
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise UserError(f"there is no folder {spec!r}", fix="check the path, or give a hub id such as organisation/model")
-    return None
-
-
-def _eos_id(tokenizer: Any, model: Any, name: str) -> int:
-    if tokenizer.eos_token_id is not None:
-        return tokenizer.eos_token_id
-    configured = model.config.eos_token_id
-    configured = configured[0] if isinstance(configured, list) else configured
-    if configured is None:
-        raise UserError(f"{name} has no end-of-text token, so an answer would never end")
-    return configured
+            f"{name} has no end-of-text token, so an answer would never end",
+            fix="set eos_token in its tokenizer_config.json, or eos_token_id in its config.json",
+        )
+    return list(dict.fromkeys(ids))
 
 
 def _special_tokens(model: Any, tokenizer: Any) -> tuple[dict[str, int], int | None]:
     """Ids of the tokens that thoughts need, and the first id that had to be added (None if the model brings them).
 
-    New embedding rows start as copies of an existing token's row, as Coconut does.
+    New embedding rows start as copies of the row of ``<<``, as Coconut does (arXiv 2412.06769, its code; GPT-2's id 16791), or of
+    its first piece where ``<<`` is several tokens.
     """
     vocabulary = tokenizer.get_vocab()
     if all(token in vocabulary for token in _BUILTIN_TOKENS.values()):
         return {name: vocabulary[token] for name, token in _BUILTIN_TOKENS.items()}, None
     tokens = {name: f"<|softcot-{name}|>" for name in _BUILTIN_TOKENS}
-    pattern = (tokenizer("\n", add_special_tokens=False)["input_ids"] or [0])[-1]
+    pieces = tokenizer("<<", add_special_tokens=False)["input_ids"]
+    pattern = next((i for i in pieces if "<" in tokenizer.decode([i])), pieces[0])  # some put a piece of white space in front
     tokenizer.add_tokens(list(tokens.values()), special_tokens=True)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
     if max(ids.values()) >= model.get_input_embeddings().weight.shape[0]:

@@ -17,25 +17,31 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from cl_softcot import parallel
 from cl_softcot.models.assistant import AssistantStates
-from cl_softcot.models.decoding import State, forward, new_state
+from cl_softcot.models.decoding import IGNORED, LOGITS_AT_ONCE, State, forward, new_state
+from cl_softcot.models.frozen_prefix import can_keep, read_prefixes
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.text import TextFormat, Where
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
 
-Edit = Callable[[Tensor], Tensor]  # thoughts [B, K, D] -> thoughts [B, K, D]
-IGNORED = -100
+Edit = Callable[[Tensor, "Place"], Tensor]  # thoughts [B, K, D] and where they stand -> thoughts [B, K, D]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: Coconut's stage (0 elsewhere) and its number of optimiser steps."""
+    """A stretch of training: Coconut's stage (0 elsewhere) and its number of optimiser steps.
+
+    ``answering`` is set while the policy is asked: nothing is drawn then, and nothing may depend on the gold chain.
+    """
 
     stage: int
     steps: int
+    answering: bool = False
 
 
 @dataclass
@@ -93,11 +99,32 @@ class Batch(dict):
         moved = {k: v.to(device, non_blocking=non_blocking) if torch.is_tensor(v) else v for k, v in self.items()}
         return Batch(moved)
 
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU can read by itself."""
+        return Batch({k: v.pin_memory() if torch.is_tensor(v) else v for k, v in self.items()})
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the examples, padded as in the whole batch."""
+        return Batch({k: v[rows] for k, v in self.items()})
+
     def split(self, n: int | None) -> Iterator[Batch]:
         """Micro-batches of at most ``n`` examples, in order; None: the whole batch."""
         for start in range(0, len(self), n or len(self)):
-            rows = slice(start, start + (n or len(self)))
-            yield Batch({k: v[rows] for k, v in self.items()})
+            yield self.rows(slice(start, start + (n or len(self))))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose thoughts an edit is given, and which of them.
+
+    Attributes:
+        batch: its ``encoded`` are the rows.
+        index_BK: which of its row's thoughts each one is, from 0 on; -1 where it is none (Coconut asks for one column after
+            the other, and a row may have no thought in it).
+    """
+
+    batch: Batch
+    index_BK: Tensor
 
 
 class ReasoningSettings(BaseModel):
@@ -116,6 +143,8 @@ class Reasoning(nn.Module):
     Settings: ClassVar[type[ReasoningSettings]] = ReasoningSettings
     instruction: ClassVar[str] = "cot"
     where: ClassVar[Where] = "before_turn"
+    encodes_unbuilt: ClassVar[bool] = True  # ``encode`` needs nothing that ``build`` makes
+    thought: ClassVar[str | None] = None  # name of the special token that an ``edit``'s thoughts stand at; None: there are none
     owns_parts: ClassVar[bool] = False  # has parameters of its own, without which it is nothing but noise
 
     def __init__(self, settings: Any = None):
@@ -131,6 +160,11 @@ class Reasoning(nn.Module):
     def needs_assistant(cls, settings: Any) -> bool:
         """True if ``backbone`` alone is not enough."""
         return False
+
+    @classmethod
+    def owned_numbers(cls, settings: Any, width: int, assistant_width: int | None) -> int:
+        """How many numbers ``build`` makes that can be trained, for models of these widths (D and A); known without building."""
+        return 0
 
     def build(self, parts: Parts, seed: int) -> None:
         """Make the trained parts, for these models and from this seed."""
@@ -155,14 +189,19 @@ class Reasoning(nn.Module):
         """The steps that remain text."""
         return example.steps
 
-    def stage_of(self, phase: Phase, rng: random.Random) -> int:
+    def stage_of(self, phase: Phase, rng: random.Random, example: Example) -> int:
         """The stage that an example is encoded at."""
         return phase.stage
 
+    def thoughts_of(self, example: Example, stage: int, answering: bool) -> list[str]:
+        """Names of the special tokens that stand in this example's prompt."""
+        return self.thoughts(stage)
+
     def encode(self, text: TextFormat, example: Example, phase: Phase, rng: random.Random) -> Encoded:
         """Token ids of an example in a phase. UserError if it does not fit into the model's context."""
-        stage = self.stage_of(phase, rng)
-        prefix = text.prompt_ids(example.question, self.instruction, self.thoughts(stage), self.where)
+        stage = self.stage_of(phase, rng, example)
+        thoughts = self.thoughts_of(example, stage, phase.answering)
+        prefix = text.prompt_ids(example.question, self.instruction, thoughts, self.where)
         target = text.target_ids(self.steps_written(example, stage), example.answer)
         text.check_fits(example.id, len(prefix), len(target))
         return Encoded(example, prefix, target)
@@ -199,7 +238,8 @@ class Reasoning(nn.Module):
         """Think. The state's logits predict the first target token.
 
         Args:
-            edit: changes the thoughts before the backbone reads them, for interventions.
+            edit: changes the thoughts before the backbone reads them, for interventions. With it, rows may have fewer
+                thoughts than they would by themselves: the last ones are left out.
             room: columns to set aside for what will be written, when decoding without gradients.
         """
         state, piece_BTD, mask_BT = self.prefix(parts, batch, edit, room)
@@ -228,13 +268,17 @@ class Reasoning(nn.Module):
         return hidden_BTD[:, piece_BTD.shape[1] - 1 :]
 
     def loss(self, parts: Parts, batch: Batch) -> Loss:
-        """Cross-entropy of the target tokens; logits are made only where there is a label."""
+        """Cross-entropy of the target tokens; logits are made only where there is a label, and of few places at a time."""
         labels = batch["labels"]
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        logits_NV = parts.backbone.logits(self.predict(parts, batch)[rows, columns]).float()
-        losses_N = nn.functional.cross_entropy(logits_NV, labels[rows, columns], reduction="none")
+        losses_N = token_losses(parts.backbone, self.predict(parts, batch)[rows, columns], labels[rows, columns])
         per_example_B = losses_N.new_zeros(len(batch)).index_add(0, rows, losses_N)
         return Loss(losses_N.sum(), len(rows), per_example_B)
+
+    @classmethod
+    def takes_drafts(cls) -> bool:
+        """Whether decoding may read several tokens of a guess at once; not of one that writes in a way of its own."""
+        return all(getattr(cls, name) is getattr(Reasoning, name) for name in ("extend", "step"))
 
     def thoughts_per_answer(self) -> int:
         """Positions that an answer's thoughts take, beyond prompt and text."""
@@ -245,20 +289,101 @@ class Reasoning(nn.Module):
         """Where a special token stands in the prefix, [B, T]: found by its id."""
         return (batch["prefix_BT"] == parts.backbone.special[name]) & batch["prefix_mask_BT"]
 
+    def edited(self, parts: Parts, batch: Batch, thoughts_BKD: Tensor, edit: Edit) -> Tensor:
+        """Thoughts after an edit, [N, D]: one for each of the N places that are marked for them, row after row."""
+        counts_B1 = self.marked(parts, batch, self.thought).sum(1, keepdim=True)
+        index_BK = torch.arange(thoughts_BKD.shape[1], device=counts_B1.device).expand(len(batch), -1)
+        index_BK = index_BK.where(index_BK < counts_B1, -1)
+        return edit(thoughts_BKD, Place(batch, index_BK))[index_BK >= 0]
+
+    def one_thought(self, parts: Parts, batch: Batch, inputs_BTD: Tensor, thought_D: Tensor, edit: Edit | None) -> Tensor:
+        """The last T columns of the prefix with the same vector at every thought's place, before an edit."""
+        places_BT = self.marked(parts, batch, self.thought)[:, -inputs_BTD.shape[1] :]
+        inputs_BTD = torch.where(places_BT[..., None], thought_D.to(inputs_BTD.dtype), inputs_BTD)
+        if edit is None:
+            return inputs_BTD
+        thoughts_BKD = thought_D.expand(len(batch), int(places_BT.sum(1).max()), -1)
+        return inputs_BTD.masked_scatter(places_BT[..., None], self.edited(parts, batch, thoughts_BKD, edit).to(inputs_BTD.dtype))
+
     def empty_state(self, parts: Parts, batch: Batch, room: int | None) -> State:
         """A new state with room for the prefix and what will be written."""
         total = None if room is None else batch["prefix_BT"].shape[1] + room
         return new_state(parts.backbone, len(batch), total)
 
-    def skip_gradients(
-        self, parts: Parts, state: State, inputs_BTD: Tensor, mask_BT: Tensor, first: int
-    ) -> tuple[State, Tensor, Tensor]:
-        """In a frozen backbone nothing before column ``first``, the first trained input, needs a gradient."""
-        if first == 0 or not torch.is_grad_enabled() or not parts.backbone.frozen:
-            return state, inputs_BTD, mask_BT
+    def read_frozen(self, parts: Parts, batch: Batch, own_BT: Tensor, room: int | None) -> tuple[State, int]:
+        """A new state that has read what a frozen backbone reads before every input of our own, and how many columns that is.
+
+        Nothing there needs a gradient, and it is the same at every step (see ``models.frozen_prefix``). 0 columns where the
+        backbone learns itself.
+
+        Args:
+            own_BT: the places of the prefix whose inputs are not plain tokens (trained, or edited), or whose hidden states are
+                needed. The last column's always is.
+        """
+        state, first = self.empty_state(parts, batch, room), min(first_column(own_BT), own_BT.shape[1] - 1)
+        if first == 0 or not parts.backbone.frozen:
+            return state, 0
+        ids_BT, mask_BT = batch["prefix_BT"], batch["prefix_mask_BT"]
+        if can_keep(parts.backbone):
+            # A row's own prefix may go on behind that column, where others have their first thought.
+            plain_BT = mask_BT & (own_BT.cumsum(1) == 0)
+            rows = zip(ids_BT.tolist(), plain_BT.tolist(), strict=True)
+            prefixes = [tuple(i for i, plain in zip(ids, here, strict=True) if plain) for ids, here in rows]
+            read_prefixes(parts.backbone, state, prefixes, mask_BT[:, :first].sum(1).tolist(), first)
+            return state, first
+        if not torch.is_grad_enabled():
+            return state, 0
         with torch.no_grad():
-            forward(parts.backbone, state, inputs_BTD[:, :first], mask_BT[:, :first])
-        return state, inputs_BTD[:, first:], mask_BT[:, first:]
+            forward(parts.backbone, state, parts.backbone.embed(ids_BT[:, :first]), mask_BT[:, :first])
+        return state, first
+
+
+def token_losses(backbone: LanguageModel, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
+    """Cross-entropy in nats, [N]. Where the logits of all places would be many they are made a part at a time: once, if the head
+    is frozen, else again for the backward pass."""
+
+    def losses(hidden: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(at_least_fp32(backbone.logits(hidden)), labels, reduction="none")
+
+    head = list(backbone.model.get_output_embeddings().parameters())
+    frozen = not any(p.requires_grad for p in head)
+    some = max(1, (LOGITS_AT_ONCE // 8 if frozen else LOGITS_AT_ONCE) // backbone.vocab_size)
+    # Processes that share a head gather it in step, and have different numbers of places.
+    if len(labels_N) <= some or any(parallel.is_sharded(p) for p in head):
+        return losses(hidden_ND, labels_N)
+    if frozen:
+        return _FrozenHead.apply(hidden_ND if torch.is_grad_enabled() else hidden_ND.detach(), labels_N, losses, some)
+    pieces = zip(hidden_ND.split(some), labels_N.split(some), strict=True)
+    return torch.cat([checkpoint(losses, *piece, use_reentrant=False) for piece in pieces])
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Losses [N] of states [N, D]. A place's loss depends on its own state alone, and nothing else needs a gradient: what goes
+    back is known as soon as the loss is, but for a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, losses: Callable[[Tensor, Tensor], Tensor], some: int) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        found, gradients = [], []
+        for part_ND, labels in zip(hidden_ND.detach().split(some), labels_N.split(some), strict=True):
+            with torch.set_grad_enabled(wanted):
+                part_ND = part_ND.detach().requires_grad_(wanted)
+                losses_N = losses(part_ND, labels)
+                if wanted:
+                    gradients += torch.autograd.grad(losses_N.sum(), part_ND)
+            found.append(losses_N.detach())
+        ctx.save_for_backward(*([torch.cat(gradients)] if wanted else []))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * factor_N[:, None].to(gradient_ND.dtype), None, None, None
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Half precision becomes fp32; fp32 and fp64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def first_column(marks_BT: Tensor) -> int:

@@ -7,24 +7,32 @@
             embedding of x_i+1   everywhere else
 
 At stage s the first s steps are dropped and k = c*s; the loss begins behind <eol>. Thoughts are evaluated as trained, never
-by the number of steps of the gold chain.
+by the number of steps of the gold chain, unless ``leak_gold_steps`` says so.
+
+What differs from the original on purpose, with the setting that brings the original back (checked against its numbers in
+tests/test_parity_coconut.py): the markers' embeddings are parameters of their own and cannot be written (``markers``), drawn
+stages do not depend on the example (``uniform_over``).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from cl_softcot._fingerprint import ADDED_LATER
 from cl_softcot.models.decoding import State, forward
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Phase, Reasoning, ReasoningSettings, first_column
+from cl_softcot.reasoning.base import Batch, Edit, Parts, Phase, Place, Reasoning, ReasoningSettings, at_least_fp32, first_column
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
+
+
+_MARKERS = ("latent-start", "latent-end")
 
 
 class Coconut(Reasoning):
@@ -41,6 +49,33 @@ class Coconut(Reasoning):
         )
         uniform_prob: float = Field(0.0, ge=0, le=1, description="share of examples that are drawn at another stage")
         drop_all_after_last: bool = Field(False, description="one more stage at the end, in which every step is dropped")
+        pad_latent_to_max: Annotated[bool, ADDED_LATER] = Field(
+            True,
+            description="in that last stage every example has c * max_stage thoughts, as in the paper's runs; false: a chain "
+            "that is shorter has c a step, while training (answers always get the full number)",
+        )
+        leak_gold_steps: Annotated[bool, ADDED_LATER] = Field(
+            False,
+            description="LEAK, only to reproduce the original with pad_latent_to_max: false: answers get as many thoughts as "
+            "the gold chain has steps",
+        )
+        uniform_over: Annotated[Literal["stages", "chain"], ADDED_LATER] = Field(
+            "stages",
+            description="what uniform_prob draws from: 'stages' 0 to max_stage, so that every stage is kept alive alike; "
+            "'chain', as the original: 0 to the number of the example's steps",
+        )
+        markers: Annotated[Literal["own", "table", "none"], ADDED_LATER] = Field(
+            "own",
+            description="where the embeddings of start and end are: 'own' parameters, which any strategy can train and which "
+            "leave the model's distribution as it was; 'table', as the original: rows of the model's embedding table, in the "
+            "softmax too; 'none': no markers (the original's run without thoughts)",
+        )
+
+        thought: Annotated[Literal["hidden", "pause"], ADDED_LATER] = Field(
+            "hidden",
+            description="what stands at a thought: 'hidden', the last hidden state; 'pause', one trained vector at all of them "
+            "(the paper's 'pause as thought': the curriculum, with nothing carried on)",
+        )
 
         @property
         def stages(self) -> list[int]:
@@ -59,15 +94,36 @@ class Coconut(Reasoning):
                 raise ValueError(f"stage_steps: {len(self.stage_steps)} shares for {len(self.stages)} stages")
             if self.stage_steps is not None and (min(self.stage_steps) < 0 or self.stage_steps[-1] <= 0):
                 raise ValueError("stage_steps: shares are positive")
+            if self.leak_gold_steps and self.pad_latent_to_max:
+                raise ValueError("leak_gold_steps: only with pad_latent_to_max: false, where the original has that leak")
             return self
 
     where = "after_turn"
+    thought = "latent"
     owns_parts = True
 
+    @classmethod
+    def refuses(cls, settings: Settings, strategy_name: str) -> str | None:
+        if settings.markers != "own" and settings.thought != "pause" and strategy_name == "frozen_backbone":
+            return f"frozen_backbone trains coconut's own markers, and with markers: {settings.markers} there are none"
+        if settings.markers == "table" and strategy_name == "lora":
+            return "lora does not train the embedding table that markers: table are rows of; use markers: own"
+        return None
+
+    @classmethod
+    def owned_numbers(cls, settings: Settings, width: int, assistant_width: int | None) -> int:
+        return (len(_MARKERS) * (settings.markers == "own") + (settings.thought == "pause")) * width
+
     def build(self, parts: Parts, seed: int) -> None:
-        marks = [parts.backbone.special["latent-start"], parts.backbone.special["latent-end"]]
-        rows = parts.backbone.embed(torch.tensor(marks, device=parts.backbone.device))
-        self.markers_2D = nn.Parameter(rows.detach().float().clone())
+        if self.settings.markers == "table":
+            parts.backbone.write_markers()
+        if self.settings.markers == "own":
+            marks = [parts.backbone.special[name] for name in _MARKERS]
+            rows = parts.backbone.embed(torch.tensor(marks, device=parts.backbone.device))
+            self.markers_2D = nn.Parameter(at_least_fp32(rows.detach()).clone())
+        if self.settings.thought == "pause":
+            row = parts.backbone.embed(torch.tensor(parts.backbone.special["pause"], device=parts.backbone.device))
+            self.pause_D = nn.Parameter(at_least_fp32(row.detach()).clone())
 
     # ------------------------------------------------------------------------------------------------ curriculum
     def phases(self, steps: int) -> list[Phase]:
@@ -80,14 +136,24 @@ class Coconut(Reasoning):
     def final_phase(self) -> Phase:
         return Phase(self.settings.stages[-1], 0)
 
-    def stage_of(self, phase: Phase, rng: random.Random) -> int:
-        if self.settings.uniform_prob and rng.random() < self.settings.uniform_prob:
-            return rng.randint(0, self.settings.max_stage)
+    def stage_of(self, phase: Phase, rng: random.Random, example: Example) -> int:
+        settings = self.settings
+        if settings.uniform_prob and not phase.answering and rng.random() < settings.uniform_prob:
+            return rng.randint(0, settings.max_stage if settings.uniform_over == "stages" else len(example.steps))
         return phase.stage
 
     def thoughts(self, stage: int) -> list[str]:
-        count = self.settings.thoughts_per_step * min(stage, self.settings.max_stage)
-        return ["latent-start", *["latent"] * count, "latent-end"]
+        return self._thoughts(min(stage, self.settings.max_stage))
+
+    def thoughts_of(self, example: Example, stage: int, answering: bool) -> list[str]:
+        settings = self.settings
+        steps = min(stage, settings.max_stage)
+        by_chain = settings.leak_gold_steps if answering else stage > settings.max_stage and not settings.pad_latent_to_max
+        return self._thoughts(min(steps, len(example.steps)) if by_chain else steps)
+
+    def _thoughts(self, steps: int) -> list[str]:
+        latents = ["latent"] * (self.settings.thoughts_per_step * steps)
+        return latents if self.settings.markers == "none" else [_MARKERS[0], *latents, _MARKERS[1]]
 
     def steps_written(self, example: Example, stage: int) -> Sequence[str]:
         return () if stage > self.settings.max_stage else example.steps[stage:]
@@ -95,7 +161,9 @@ class Coconut(Reasoning):
     # --------------------------------------------------------------------------------------------------- thinking
     def embed(self, parts: Parts, ids_BT: Tensor) -> Tensor:
         embeddings_BTD = parts.backbone.embed(ids_BT)
-        for name, row_D in zip(("latent-start", "latent-end"), self.markers_2D, strict=True):
+        if self.settings.markers != "own":
+            return embeddings_BTD
+        for name, row_D in zip(_MARKERS, self.markers_2D, strict=True):
             here_BT1 = (ids_BT == parts.backbone.special[name])[..., None]
             embeddings_BTD = torch.where(here_BT1, row_D.to(embeddings_BTD.dtype), embeddings_BTD)
         return embeddings_BTD
@@ -106,9 +174,13 @@ class Coconut(Reasoning):
         Rows may have different numbers of latents: <eol> is the last column of all, and where one row has a latent another may
         still have a word of its question.
         """
-        inputs_BTD, mask_BT = self.embed(parts, batch["prefix_BT"]), batch["prefix_mask_BT"]
+        state, first = self.read_frozen(parts, batch, self._own(parts, batch), room)
+        inputs_BTD, mask_BT = self.embed(parts, batch["prefix_BT"][:, first:]), batch["prefix_mask_BT"][:, first:]
+        if self.settings.thought == "pause":
+            return state, self.one_thought(parts, batch, inputs_BTD, self.pause_D, edit), mask_BT
         latent_BT = self.marked(parts, batch, "latent")
-        state = self.empty_state(parts, batch, room)
+        index_BT = (latent_BT.cumsum(1) - 1).where(latent_BT, -1)[:, first:]
+        latent_BT = latent_BT[:, first:]
         start = first_column(latent_BT)
         columns = latent_BT.any(0).nonzero()[:, 0].tolist()
         if not columns:
@@ -116,12 +188,19 @@ class Coconut(Reasoning):
         hidden_BTD = forward(parts.backbone, state, inputs_BTD[:, :start], mask_BT[:, :start])
         for column in range(start, columns[-1] + 1):
             thought_B1D = hidden_BTD[:, -1:].to(inputs_BTD.dtype)
-            thought_B1D = thought_B1D if edit is None else edit(thought_B1D)
+            if edit is not None:
+                thought_B1D = edit(thought_B1D, Place(batch, index_BT[:, column, None]))
             input_B1D = torch.where(latent_BT[:, column, None, None], thought_B1D, inputs_BTD[:, column : column + 1])
             if column < columns[-1]:
                 hidden_BTD = forward(parts.backbone, state, input_B1D, mask_BT[:, column : column + 1])
         rest_BTD = torch.cat([input_B1D, inputs_BTD[:, columns[-1] + 1 :]], 1)
         return state, rest_BTD, mask_BT[:, columns[-1] :]
+
+    def _own(self, parts: Parts, batch: Batch) -> Tensor:
+        """The places, [B, T], with an input of our own, and those whose hidden state is a thought."""
+        latent_BT = self.marked(parts, batch, "latent")
+        before_BT = nn.functional.pad(latent_BT[:, 1:], (0, 1))
+        return latent_BT | before_BT | self.marked(parts, batch, _MARKERS[0]) | self.marked(parts, batch, _MARKERS[1])
 
     def thoughts_per_answer(self) -> int:
         return self.thoughts(self.final_phase().stage).count("latent")

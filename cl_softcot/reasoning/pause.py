@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cl_softcot.models.decoding import State
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings, first_column
+from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
@@ -27,7 +27,12 @@ class Pause(Reasoning):
 
     instruction = "direct"
     where = "after_turn"
+    thought = "pause"
     owns_parts = True
+
+    @classmethod
+    def owned_numbers(cls, settings: Settings, width: int, assistant_width: int | None) -> int:
+        return width
 
     def build(self, parts: Parts, seed: int) -> None:
         row = parts.backbone.embed(torch.tensor(parts.backbone.special["pause"], device=parts.backbone.device))
@@ -40,8 +45,7 @@ class Pause(Reasoning):
         return ()
 
     def prefix(self, parts: Parts, batch: Batch, edit: Edit | None, room: int | None) -> tuple[State, Tensor, Tensor]:
-        pauses_BT = self.marked(parts, batch, "pause")
-        inputs_BTD = self.embed(parts, batch["prefix_BT"])
-        inputs_BTD = torch.where(pauses_BT[..., None], self.pause_D.to(inputs_BTD.dtype), inputs_BTD)
-        state = self.empty_state(parts, batch, room)
-        return self.skip_gradients(parts, state, inputs_BTD, batch["prefix_mask_BT"], first_column(pauses_BT))
+        state, first = self.read_frozen(parts, batch, self.marked(parts, batch, "pause"), room)
+        inputs_BTD = self.embed(parts, batch["prefix_BT"][:, first:])
+        inputs_BTD = self.one_thought(parts, batch, inputs_BTD, self.pause_D, edit)
+        return state, inputs_BTD, batch["prefix_mask_BT"][:, first:]

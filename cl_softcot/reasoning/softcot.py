@@ -20,7 +20,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.decoding import State
 from cl_softcot.models.projector import Projector
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings, first_column
+from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
@@ -43,11 +43,21 @@ class Softcot(Reasoning):
                 raise ValueError("hidden: only with projector: mlp")
             return self
 
+    thought = "slot"
     owns_parts = True
 
     @classmethod
     def needs_assistant(cls, settings: Settings) -> bool:
         return settings.source != "free"
+
+    @classmethod
+    def owned_numbers(cls, settings: Settings, width: int, assistant_width: int | None) -> int:
+        if settings.source == "free" or assistant_width is None:
+            return settings.soft_thoughts * width
+        if settings.projector == "linear":
+            return assistant_width * width + width
+        hidden = settings.hidden or width
+        return (assistant_width + 1) * hidden + (hidden + 1) * width
 
     def build(self, parts: Parts, seed: int) -> None:
         settings, backbone = self.settings, parts.backbone
@@ -93,10 +103,11 @@ class Softcot(Reasoning):
 
     def prefix(self, parts: Parts, batch: Batch, edit: Edit | None, room: int | None) -> tuple[State, Tensor, Tensor]:
         thoughts_BKD = self.soft_thoughts(batch)
-        thoughts_BKD = thoughts_BKD if edit is None else edit(thoughts_BKD)
+        if edit is not None:
+            thoughts_BKD = self.edited(parts, batch, thoughts_BKD, edit)
         slots_BT = self.marked(parts, batch, "slot")
-        inputs_BTD = self.embed(parts, batch["prefix_BT"])
-        # Every row has K slots, in order: rows and thoughts are filled in the same order.
-        inputs_BTD = inputs_BTD.masked_scatter(slots_BT[..., None], thoughts_BKD.to(inputs_BTD.dtype))
-        state = self.empty_state(parts, batch, room)
-        return self.skip_gradients(parts, state, inputs_BTD, batch["prefix_mask_BT"], first_column(slots_BT))
+        state, first = self.read_frozen(parts, batch, slots_BT, room)
+        inputs_BTD = self.embed(parts, batch["prefix_BT"][:, first:])
+        # Every row has K slots, in order (an edit's result is flat, and may be shorter): filled row after row.
+        inputs_BTD = inputs_BTD.masked_scatter(slots_BT[:, first:, None], thoughts_BKD.to(inputs_BTD.dtype))
+        return state, inputs_BTD, batch["prefix_mask_BT"][:, first:]

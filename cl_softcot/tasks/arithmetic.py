@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -11,6 +13,7 @@ from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTas
 from cl_softcot.tasks.words import GOODS, PEOPLE
 
 _SIGN = {"buys": 1, "finds": 1, "sells": -1, "loses": -1}
+_COMMUTES = re.compile(r"^(\d+) ([+*]) (\d+)\b")
 _TRADES = ("buys", "sells")
 
 
@@ -23,6 +26,10 @@ class Arithmetic(SyntheticTask):
     family = "arithmetic"
     conventions = {"no_fee": "no fee", "fee": "fee of 1"}
     Settings = Settings
+    rewording = "sums and products with their two terms exchanged; differences stay"
+
+    def reword(self, steps: Sequence[str]) -> list[str]:
+        return [_COMMUTES.sub(r"\3 \2 \1", step) for step in steps]
 
     def draft(self, rng: random.Random, convention: str) -> Draft:
         events, largest = choose(rng, self.settings.events), self.settings.largest

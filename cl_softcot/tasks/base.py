@@ -6,13 +6,13 @@ import hashlib
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from cl_softcot.errors import UserError
+from cl_softcot.errors import UserError, did_you_mean
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -39,17 +39,52 @@ class Verdict:
     extracted: str | None
 
 
+@dataclass(frozen=True)
+class SearchGraph:
+    """The directed graph that a question describes, for tasks whose steps walk through one.
+
+    Attributes:
+        edges: (from, to), by the nodes' names as they stand in a step.
+        root: where the walk begins.
+        stands: for each written step the words before the node at which it stands, and that node.
+    """
+
+    edges: tuple[tuple[str, str], ...]
+    root: str
+    stands: tuple[tuple[str, str], ...]
+
+    @property
+    def candidates(self) -> list[str]:
+        """The nodes that an edge leads to, sorted."""
+        return sorted({child for _, child in self.edges})
+
+    def depths(self) -> dict[str, int]:
+        """Edges on the shortest path from the root, of each node that is reachable."""
+        children: dict[str, list[str]] = {}
+        for parent, child in self.edges:
+            children.setdefault(parent, []).append(child)
+        depths, layer = {self.root: 0}, [self.root]
+        while layer:
+            found = [child for parent in layer for child in children.get(parent, ())]
+            layer = [child for child in dict.fromkeys(found) if child not in depths]
+            depths.update({child: 1 + max(depths.values()) for child in layer})
+        return depths
+
+
 class TaskSettings(BaseModel):
     """Settings of a task; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_MARKER = re.compile(r"(?:^|(?<=\s))(?:###|answer)(?=\s|:|$):?")
+_MARKER = re.compile(r"(?:^|(?<=\s))(?:####?|answer|Answer(?=:))(?=\s|:|$):?")
 
 
 def answer_of(text: str) -> str | None:
-    """The words after the last answer marker (``answer`` or ``###``); None where nothing follows or there is no marker."""
+    """The words after the last answer marker: ``answer`` (as a word), ``Answer:``, ``###`` or ``####``.
+
+    None where nothing follows or there is no marker. For answers that are words; `_judging` reads numbers and options.
+    """
     markers = list(_MARKER.finditer(text))
     return " ".join(text[markers[-1].end() :].split()) or None if markers else None
 
@@ -59,6 +94,14 @@ class Task(ABC):
 
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     family: ClassVar[str]
+    # How ``reword`` says the same in other words; None: its language has no second way to say anything.
+    rewording: ClassVar[str | None] = None
+    # Which splits there are. A benchmark that is for evaluation only has no "train", and cannot be in a stream.
+    splits: ClassVar[tuple[Split, ...]] = SPLITS
+    # What an answer needs that stands in no question: "facts" that the model has to know, or only a "skill"; None: not said.
+    knowledge: ClassVar[Literal["facts", "skill"] | None] = None
+    # How many answers a guess chooses from; None: open answers, which nobody guesses.
+    n_options: int | None = None
 
     def __init__(self, settings: TaskSettings, name: str):
         self.settings = settings
@@ -67,6 +110,23 @@ class Task(ABC):
     @abstractmethod
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         """``n`` different examples of a split, the same for the same seed. UserError where there are not that many."""
+
+    def count(self, split: Split) -> int | None:
+        """How many different examples a split has; None where they are generated and nobody has counted them."""
+        return None
+
+    def reword(self, steps: Sequence[str]) -> list[str]:
+        """Written steps in other words of the same meaning, by the rule of ``rewording``; what it does not fit stays as it is."""
+        return list(steps)
+
+    def graph_of(self, example: Example) -> SearchGraph | None:
+        """The graph that an example's steps walk through; None where the task is no such search."""
+        return None
+
+    def n_options_of(self, example: Example) -> int | None:
+        """``n_options`` of one example, where examples differ: those that carry their options say so themselves."""
+        options = example.meta.get("options")
+        return len(options) if options else self.n_options
 
     def judge(self, example: Example, text: str) -> Verdict:
         """Compares the words after the last answer marker with the gold answer; case and spacing do not count."""
@@ -77,7 +137,123 @@ class Task(ABC):
         return Verdict("right" if right else "wrong", extracted)
 
 
+# ------------------------------------------------------------------------------------------------------- benchmarks
+
+
+class Benchmark(Task):
+    """A closed set of examples, and a judge that reads the answer's kind (a number, an option, yes or no) from free text.
+
+    Subclasses implement ``load`` (called once a split, never while the task is made) with ``make``, and ``read``.
+    ``meta["accept"]`` of an example lists further answers that are as right as its ``answer``.
+    """
+
+    def __init__(self, settings: Any, name: str):
+        super().__init__(settings, name)
+        self._loaded: dict[str, tuple[Example, ...]] = {}
+
+    def require_known(self, setting: str, value: str, known: Sequence[str]) -> None:
+        """UserError where a part of the data set is asked for that it does not have."""
+        if value not in known:
+            raise UserError(f"task {self.name!r}: unknown {setting} {value!r}{did_you_mean(value, known)}")
+
+    @abstractmethod
+    def load(self, split: Split) -> Iterable[Example]:
+        """Every example of one of ``splits``, in a fixed order."""
+
+    @abstractmethod
+    def read(self, example: Example, text: str) -> str | None:
+        """The one answer that a text states, written as answers to this example are; None where there is no such thing."""
+
+    def make(
+        self,
+        split: Split,
+        key: object,
+        question: str,
+        steps: Iterable[str],
+        answer: str,
+        *,
+        where: str,
+        field: str = "answer",
+        hops: int | None = None,
+        **meta: Any,
+    ) -> Example:
+        """One example, checked: an answer that the judge cannot read could never be given.
+
+        Args:
+            key: what names the row in its split.
+            where: place of the row, and ``field`` the name of its answer, for what has to be said about them.
+            hops: how many steps the answer takes, where that is known.
+
+        Raises:
+            UserError: if ``### answer`` is not readable as an answer.
+        """
+        meta = {"family": self.family, **({} if hops is None else {"hops": hops}), **meta}
+        one_line_each = tuple(" ".join(step.split()) for step in steps)
+        example = Example(f"{self.name}/{split}/{key}", self.name, question, one_line_each, answer, meta)
+        if None in self._golds(example):
+            raise UserError(
+                f"task {self.name!r}: the judge cannot read the gold answer {answer!r} in field {field!r}, so nothing is right",
+                where=where,
+                fix="correct that field, or leave the row out",
+            )
+        return example
+
+    def why_not(self, split: Split) -> str:
+        """The reason why a split is not offered."""
+        return "it is for evaluation only"
+
+    def all(self, split: Split) -> tuple[Example, ...]:
+        """Every example of a split; read once. UserError where the split is not offered or its rows cannot be used."""
+        if split not in self.splits:
+            offered = " and ".join(self.splits)
+            fix = f"it has {offered} examples: list it under `evaluate.retention_tasks`, not under `tasks`"
+            raise UserError(f"task {self.name!r} has no {split} examples: {self.why_not(split)}", fix=fix)
+        if split not in self._loaded:
+            self._loaded[split] = tuple(self.load(split))
+        return self._loaded[split]
+
+    def count(self, split: Split) -> int | None:
+        return len(self.all(split)) if split in self.splits else 0
+
+    def examples(self, split: Split, n: int, seed: int) -> list[Example]:
+        rows = self.all(split)
+        if n > len(rows):
+            raise UserError(
+                f"task {self.name!r} has {len(rows)} {split} examples, {n} are asked for",
+                fix="ask for fewer (train.examples, evaluate.test, evaluate.retention, evaluate.drift)",
+            )
+        order = list(range(len(rows)))
+        random.Random(f"{type(self).__name__}|{split}|{seed}").shuffle(order)  # not the label: it names the same data
+        return [rows[i] for i in order[:n]]
+
+    def judge(self, example: Example, text: str) -> Verdict:
+        """Right if what ``read`` finds is what it finds in a gold answer that is written behind ``###``."""
+        extracted = self.read(example, text)
+        if extracted is None:
+            return Verdict("unanswered", None)
+        return Verdict("right" if extracted in self._golds(example) else "wrong", extracted)
+
+    def _golds(self, example: Example) -> set[str | None]:
+        return {self.read(example, f"### {gold}") for gold in (example.answer, *example.meta.get("accept", ()))}
+
+
 # --------------------------------------------------------------------------------------------------- synthetic tasks
+
+
+def premises_reversed(steps: Sequence[str]) -> list[str]:
+    """Steps that are facts by themselves, all but the last in the opposite order."""
+    return [*reversed(steps[:-1]), *steps[-1:]]
+
+
+def facts_graph(question: str, steps: Sequence[str], asked: str, nodes: Collection[str]) -> SearchGraph:
+    """The graph of a question whose facts ``a is b`` are parted by `` . ``; ``asked``: who is asked about.
+
+    Args:
+        nodes: words that can be what somebody or something is; other facts are no edges.
+    """
+    facts = [fact.split(" is ") for fact in question.split(" . ")]
+    edges = tuple((f[0], f[1]) for f in facts if len(f) == 2 and len(f[0].split()) == 1 and f[1] in nodes)
+    return SearchGraph(edges, asked, tuple(("", step.split(" ", 1)[0]) for step in steps))
 
 
 @dataclass(frozen=True)
@@ -140,10 +316,31 @@ def choose(rng: random.Random, value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else rng.choice(list(value))
 
 
+def distinct(n: int, draw: Callable[[], Draft | None], complaint: str) -> list[Draft]:
+    """``n`` drafts with different keys. ``draw`` gives the next one, or None for one that is not wanted.
+
+    Raises:
+        UserError: with ``complaint``, if nothing new comes any more.
+    """
+    found: dict[str, Draft] = {}
+    misses = 0
+    while len(found) < n:
+        draft = draw()
+        if draft is None or draft.key in found:
+            misses += 1
+            if misses > 2000 + 200 * n:
+                fix = "ask for fewer examples, or widen its difficulty settings"
+                raise UserError(f"{complaint} (found {len(found)})", fix=fix)
+            continue
+        found[draft.key] = draft
+    return list(found.values())
+
+
 class SyntheticTask(Task):
     """A generated family: subclasses give ``conventions`` (default first, with the note that states each) and ``draft``."""
 
     conventions: ClassVar[Mapping[str, str]]
+    knowledge = "skill"
     Settings: ClassVar[type[TaskSettings]] = SyntheticSettings
 
     def __init__(self, settings: Any, name: str):
@@ -162,20 +359,13 @@ class SyntheticTask(Task):
 
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         rng = random.Random(f"{self.family}|{split}|{seed}")
-        found: dict[str, Draft] = {}
-        misses = 0
-        while len(found) < n:
+
+        def draw() -> Draft | None:
             draft = self.draft(rng, self.convention)
-            if self.split_of(draft) != split or draft.key in found:
-                misses += 1
-                if misses > 2000 + 200 * n:
-                    raise UserError(
-                        f"task {self.name!r} has no {n} different {split} questions at this difficulty (found {len(found)})",
-                        fix="ask for fewer examples, or widen its difficulty settings",
-                    )
-                continue
-            found[draft.key] = draft
-        return [self._example(draft, split, i) for i, draft in enumerate(found.values())]
+            return draft if self.split_of(draft) == split else None
+
+        drafts = distinct(n, draw, f"task {self.name!r} has no {n} different {split} questions at this difficulty")
+        return [self._example(draft, split, i) for i, draft in enumerate(drafts)]
 
     def _example(self, draft: Draft, split: Split, index: int) -> Example:
         question = draft.question

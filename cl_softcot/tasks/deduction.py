@@ -8,11 +8,23 @@ only by following the chain of the person who is asked about.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
-from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
+from cl_softcot.tasks.base import (
+    Amount,
+    Draft,
+    Example,
+    SearchGraph,
+    SyntheticSettings,
+    SyntheticTask,
+    between,
+    choose,
+    facts_graph,
+    premises_reversed,
+)
 from cl_softcot.tasks.words import CONCEPTS, PEOPLE, PROPERTIES
 
 _ANSWERS = {"true_false": ("true", "false"), "yes_no": ("yes", "no")}
@@ -29,8 +41,18 @@ class Settings(SyntheticSettings):
 
 class Deduction(SyntheticTask):
     family = "deduction"
+    n_options = 2
     conventions = {"true_false": "true or false", "yes_no": "yes or no"}
     Settings = Settings
+    rewording = "the rules on the way, all but the conclusion, are told in the opposite order"
+
+    def reword(self, steps: Sequence[str]) -> list[str]:
+        return premises_reversed(steps)
+
+    def graph_of(self, example: Example) -> SearchGraph:
+        """Concepts and the people who are one; what a concept is like (a property) is no node."""
+        person = example.question.rpartition(" . claim ")[2].split(" ", 1)[0]
+        return facts_graph(example.question, example.steps, person, CONCEPTS)
 
     def draft(self, rng: random.Random, convention: str) -> Draft:
         hops, distractors = choose(rng, self.settings.hops), choose(rng, self.settings.distractors)

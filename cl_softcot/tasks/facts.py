@@ -9,6 +9,8 @@ Alternative convention: every question is meant about the person's friend.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Literal
 
@@ -62,8 +64,13 @@ class Settings(SyntheticSettings):
 
 class Facts(SyntheticTask):
     family = "facts"
+    knowledge = "facts"
     conventions = {"literal": "literal", "about_friend": "about the friend"}
     Settings = Settings
+    rewording = "`pet of ann is cat` becomes `cat is pet of ann`"
+
+    def reword(self, steps: Sequence[str]) -> list[str]:
+        return [re.sub(r"^(\w+ of \w+) is (\w+)$", r"\2 is \1", step) for step in steps]
 
     def draft(self, rng: random.Random, convention: str, person: str | None = None) -> Draft:
         store = self.settings.store
@@ -83,3 +90,9 @@ class Facts(SyntheticTask):
 
     def split_of(self, draft: Draft) -> Split:
         return _home_group()[draft.meta["person"]][1]
+
+    def count(self, split: Split) -> int:
+        """A closed set: each person of the split with each attribute, over each number of look-ups."""
+        stores = ("public", "private") if self.settings.store == "both" else (self.settings.store,)
+        lookups = {self.settings.lookups} if isinstance(self.settings.lookups, int) else set(self.settings.lookups)
+        return sum(len(group_of(store, split)) for store in stores) * (len(VALUES) + 1) * len(lookups)

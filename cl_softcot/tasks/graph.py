@@ -8,11 +8,24 @@ question about the other person with the other option. (With one or two hops, a 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose, largest_of
+from cl_softcot.tasks.base import (
+    Amount,
+    Draft,
+    Example,
+    SearchGraph,
+    SyntheticSettings,
+    SyntheticTask,
+    between,
+    choose,
+    facts_graph,
+    largest_of,
+    premises_reversed,
+)
 from cl_softcot.tasks.words import CONCEPTS, PEOPLE
 
 _ROOM = len(CONCEPTS) // 2 - 1  # edges that one of the two components has concepts for
@@ -31,8 +44,17 @@ class Settings(SyntheticSettings):
 
 class Graph(SyntheticTask):
     family = "graph"
+    n_options = 2
     conventions = {"by_name": "by name", "by_position": "by position"}
     Settings = Settings
+    rewording = "the facts on the way, all but the last, are told in the opposite order"
+
+    def reword(self, steps: Sequence[str]) -> list[str]:
+        return premises_reversed(steps)
+
+    def graph_of(self, example: Example) -> SearchGraph:
+        person = example.question.rpartition(" . is ")[2].split(" ", 1)[0]
+        return facts_graph(example.question, example.steps, person, CONCEPTS)
 
     def draft(self, rng: random.Random, convention: str) -> Draft:
         hops, branches = choose(rng, self.settings.hops), choose(rng, self.settings.branches)

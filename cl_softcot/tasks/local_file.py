@@ -2,21 +2,28 @@
 
 ``{name: mine, task: local_file, path: my.jsonl, question: q, steps: rationale, answer: a}``. Rows are split by a field
 (``split_field``), by separate files (``valid_path``, ``test_path``), or by a hash of the question (80 / 10 / 10).
+
+``kind`` says how answers are compared. ``words`` (the default): word by word, without a closing full stop, and behind ``###``
+or ``####`` only the first line; `$12` is not `12`. ``number``: by value, so that `12.`, `$12` and `12.0` are 12, and `1,200` is
+1200. ``choice``: yes or no (or true or false). What cannot be read as a number or a choice is unanswered, not wrong.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cl_softcot._fingerprint import ADDED_LATER
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.tasks.base import SPLITS, Example, Split, Task, TaskSettings, split_of
+from cl_softcot.tasks._judging import choice_in, number_in
+from cl_softcot.tasks.base import SPLITS, Example, Split, Task, TaskSettings, Verdict, answer_of, split_of
 
 
 class Settings(TaskSettings):
@@ -26,6 +33,9 @@ class Settings(TaskSettings):
     question: str = Field("question", description="field that holds the question")
     steps: str | None = Field("steps", description="field that holds the steps: a list, or a text with a step a line")
     answer: str = Field("answer", description="field that holds the answer")
+    kind: Annotated[Literal["words", "number", "choice"], ADDED_LATER] = Field(
+        "words", description="how answers are compared; choice: yes or no"
+    )
     split_field: str | None = Field(None, description="field that says train, valid or test")
     family: str = Field("local", description="family that retention counts the task to")
 
@@ -37,6 +47,7 @@ class LocalFile(Task):
     def __init__(self, settings: Settings, name: str):
         super().__init__(settings, name)
         self.family = settings.family
+        self.n_options = 2 if settings.kind == "choice" else None
 
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         rows = self._by_split[split]
@@ -50,6 +61,24 @@ class LocalFile(Task):
         order = sorted(range(len(rows)), key=lambda i: rows[i].id)
         random.Random(f"{self.name}|{split}|{seed if split == 'train' else 0}").shuffle(order)
         return [rows[i] for i in order[:n]]
+
+    def judge(self, example: Example, text: str) -> Verdict:
+        """Compares answers as ``kind`` says; case and spacing do not count."""
+        extracted = self._answer_in(text)
+        if extracted is None:
+            return Verdict("unanswered", None)
+        gold = example.answer if self.settings.kind == "words" else self._answer_in(f"### {example.answer}")
+        return Verdict("right" if _words(extracted) == _words(gold or "") else "wrong", extracted)
+
+    def _answer_in(self, text: str) -> str | None:
+        if self.settings.kind == "number":
+            return number_in(text)
+        if self.settings.kind == "choice":
+            return choice_in(text, "Yes", "No")
+        return answer_of(_ends_with_its_answer(text))
+
+    def count(self, split: Split) -> int:
+        return len(self._by_split[split])
 
     def _file_of(self, split: Split) -> str:
         s = self.settings
@@ -118,6 +147,11 @@ class LocalFile(Task):
             raise UserError(f"task {self.name!r}: field {field!r} should be a text or a number (got {value!r:.60})", where=where)
 
         question, answer = text(s.question, take(s.question, "question")), text(s.answer, take(s.answer, "answer"))
+        if s.kind != "words" and self._answer_in(f"### {answer}") is None:
+            fix = "correct it, or compare words: `kind: words`"
+            raise UserError(
+                f"task {self.name!r}: the answer {answer!r:.60} is no {s.kind} that can be read", where=where, fix=fix
+            )
         raw = take(s.steps, "steps", ", or `steps: null` where there are none") if s.steps else None
         if raw is not None and not isinstance(raw, str | list):
             raise UserError(f"task {self.name!r}: field {s.steps!r} should be a list or a text (got {raw!r:.60})", where=where)
@@ -134,6 +168,20 @@ class LocalFile(Task):
         written = tuple(step for step in steps if step)
         meta = {"family": s.family, "hops": len(written)}
         return Example(str(number), self.name, question, written, answer, meta), split
+
+
+_HASHED_LINE = re.compile(r"(?:^|(?<=\s))####?(?=\s|:|$):?\s*[^\n]*")
+_LATER_MARKER = re.compile(r"^\W*(?:final\s+)?answer\s*\W*:|;[ \t]*answer\s|^answer\s", re.I | re.M)
+
+
+def _ends_with_its_answer(text: str) -> str:
+    """A text without what follows the line behind its last ``###`` or ``####``, if no ``Answer:`` follows either."""
+    lines = list(_HASHED_LINE.finditer(text))
+    return text[: lines[-1].end()] if lines and not _LATER_MARKER.search(text, lines[-1].end()) else text
+
+
+def _words(answer: str) -> list[str]:
+    return re.sub(r"(?<=\S)\.$", "", answer.strip()).casefold().split()
 
 
 def question_key(question: str) -> str:

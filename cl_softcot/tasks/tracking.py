@@ -10,12 +10,16 @@ at once, and the family was never learned (measured: none of 100 chains right wh
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from cl_softcot.tasks.base import Amount, Draft, SyntheticSettings, SyntheticTask, between, choose
 from cl_softcot.tasks.words import OBJECTS, PEOPLE
+
+_SWAP = re.compile(r"^(\d+ )(\w+ has \w+) (\w+ has \w+) : (\w+ gets \w+) (\w+ gets \w+)")
 
 
 class Settings(SyntheticSettings):
@@ -27,6 +31,15 @@ class Tracking(SyntheticTask):
     family = "tracking"
     conventions = {"oldest_first": "oldest first", "newest_first": "newest first"}
     Settings = Settings
+    rewording = "in each swap the other of the two is named first, before it and after it"
+
+    def reword(self, steps: Sequence[str]) -> list[str]:
+        return [_SWAP.sub(r"\1\3 \2 : \5 \4", step) for step in steps]
+
+    def __init__(self, settings: Settings, name: str):
+        super().__init__(settings, name)
+        people = settings.people
+        self.n_options = people if isinstance(people, int) else min(people)  # the objects that the question names
 
     def draft(self, rng: random.Random, convention: str) -> Draft:
         events, n_people = choose(rng, self.settings.events), choose(rng, self.settings.people)

@@ -30,7 +30,7 @@ from cl_softcot.trackers.results import (
 
 __all__ = ["ProgressDisplay", "final_table", "print_results", "sentence", "table_markdown", "table_text"]
 
-ENDINGS = ("finished", "failed", "kept")
+ENDINGS = ("finished", "failed", "kept", "stopped")
 PLAIN_PULSE = 30.0  # seconds between two signs of life where there are no bars
 
 
@@ -43,13 +43,14 @@ class ProgressDisplay:
     Workers send dicts, `{"run", "phase", "done", "total", "text", "fraction"}`, of which only `run` is needed.
     `phase` names what the run does now ("learning facts"), `done` of `total` how far that is, and `fraction`
     (0 to 1) how far the whole run is, from which the time left is told. The phases "finished", "failed" (with
-    the reason as `text`) and "kept" (done by an earlier start) end a run. A `text` without a phase is printed.
+    the reason as `text`), "stopped" and "kept" (done by an earlier start) end a run. A `text` without a phase is
+    printed.
 
-    Use it as a context manager in the parent process; `listen(queue)` reads messages in a thread.
+    Use it as a context manager in the parent process; `listen(queue)` reads messages in a thread. `quiet` shows nothing.
     """
 
-    def __init__(self, runs: Sequence[str], *, console: Console | None = None):
-        self.console = console or Console()
+    def __init__(self, runs: Sequence[str], *, console: Console | None = None, quiet: bool = False):
+        self.console = console or (Console(quiet=True, force_terminal=False) if quiet else Console())
         self.fancy = self.console.is_terminal and not self.console.is_dumb_terminal
         self._fractions: dict[str, float] = dict.fromkeys(runs, 0.0)
         self._phases: dict[str, str] = {}
@@ -157,7 +158,7 @@ class ProgressDisplay:
         if phase == "failed":
             self.say(f"{run} failed: {text or 'no reason was given'}", style="red")
         elif not self._progress:
-            told = "was finished before" if phase == "kept" else "finished"
+            told = "was finished before" if phase == "kept" else phase
             self._line(f"{run} {told}{f': {text}' if text else ''} ({self._counts()}{self._time_left()})")
 
     def _update_bar(self, run: str, phase: str, message: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ runs out of its charts. No function here raises because of MLflow: a `Report` sa
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,14 +24,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_json, read_json, sha256_of
+from cl_softcot.files import atomic_write_json, read_json, sha256_of, waiting_lock
 from cl_softcot.trackers.event_log import read_events
 
 POSITION_FILE = "mlflow.json"
@@ -433,26 +432,13 @@ def _store_lock(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    """Waits for a kernel lock on `path`; the kernel frees it when its holder dies."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _Failed(f"{path} cannot be written ({error.strerror})") from None
-    try:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise _Failed(f"another process has been sending for {LOCK_SECONDS:g} s ({path})") from None
-                time.sleep(0.05)
-            except OSError:
-                break  # a file system without locks
+    """Waits until nobody else sends."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(waiting_lock(path, LOCK_SECONDS))
+        except UserError as error:
+            raise _Failed(str(error)) from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _retrying(call: Callable[[], Any], attempts: int = 5) -> Any:

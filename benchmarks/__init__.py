@@ -1,0 +1,1 @@
+"""How fast training and evaluation are, against plain references that give the same numbers: ``python -m benchmarks``."""

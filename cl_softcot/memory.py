@@ -1,0 +1,487 @@
+"""How much memory a method needs at its peak, before anything is loaded.
+
+Nothing here is a rule of thumb where it can be counted: the strategy is asked what it trains, on a model of the real
+architecture whose tensors hold nothing (``models.shapes``), and one forward of a micro-batch through that model tells what is
+kept for the backward pass. What remains are factors for passing peaks; ``tests/test_estimate.py`` compares with real steps.
+
+    peak = what stays + max(a training step, the optimiser's update, answering)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import DynamicCache
+
+from cl_softcot.models.decoding import LOGITS_AT_ONCE
+from cl_softcot.models.shapes import Unloaded, architecture, as_on_a_device, period, without_memory
+from cl_softcot.reasoning.base import Parts
+
+GB = 1e9
+FP32 = 4
+# Of a passing peak, in copies of [N, V] in fp32: logits, their log-probabilities, and the gradient of one of them.
+LOSS_COPIES = 3
+# AdamW keeps two moments in fp32; in 8 bits two bytes and one fp32 scale in 256.
+OPTIMISER_BYTES = {"adamw": 2 * FP32, "adamw_8bit": 2 * (1 + FP32 / 256)}
+# Bytes of a weight of the decoder layers' linear maps; nf4 has one fp32 scale in 64.
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + FP32 / 64}
+# What is there before any tensor of ours: CUDA's context and libraries, or Python with torch.
+RUNTIME = {"cuda": 0.8 * GB, "cpu": 0.6 * GB}
+# Blocks that the allocator holds and cannot use: measured for glibc, whose heap grows most with many small adapters.
+FRAGMENTS = {"cuda": 1.08, "cpu": 1.5}
+# Places whose distributions are compared at a time (metrics.drift).
+DRIFT_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Text:
+    """Mean lengths in tokens: of a prompt with its instruction, of all written steps, and of the last line with the answer."""
+
+    prompt: int
+    steps: int
+    answer: int
+    step_count: int = 4
+
+
+@dataclass
+class Memory:
+    """Bytes of one process at its peak.
+
+    Attributes:
+        stays: what is there all the time, by what it is.
+        passes: what comes and goes; only one of them is there at a time.
+        runtime: libraries; ``factor`` is what the allocator loses to fragments.
+    """
+
+    stays: dict[str, float]
+    passes: dict[str, dict[str, float]]
+    runtime: float
+    factor: float
+    trained: int = 0
+
+    @property
+    def moment(self) -> str:
+        """When the peak is: training, update or answering."""
+        return max(self.passes, key=lambda name: sum(self.passes[name].values()))
+
+    @property
+    def peak(self) -> float:
+        """Bytes."""
+        return self.runtime + self.factor * (sum(self.stays.values()) + sum(self.passes[self.moment].values()))
+
+    def items(self) -> list[tuple[str, float]]:
+        """What the peak is made of, largest first."""
+        return sorted((self.stays | self.passes[self.moment]).items(), key=lambda item: -item[1])
+
+
+# ------------------------------------------------------------------------------------------------ what is counted
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers (not bytes) in a model.
+
+    Attributes:
+        total: all weights, tied ones once.
+        linear: those of the linear maps in decoder layers, which quantisation and adapters are about.
+        layers: those of the decoder layers.
+        largest_layer: those of one decoder layer.
+        head: of the output map [V, D] (also where it is tied to the embeddings).
+    """
+
+    total: int
+    linear: int
+    layers: int
+    largest_layer: int
+    head: int
+    depth: int
+    width: int
+    vocabulary: int
+    feed_forward: int
+    heads: int
+    kv_width: int  # numbers of keys and values a token and layer
+
+
+@cache
+def sizes_of(path: str, trust_remote_code: bool = False) -> Sizes:
+    """Sizes of a model by its path or hub id. UserError where its shape is not known."""
+    config = architecture(path, trust_remote_code=trust_remote_code)
+    with without_memory():
+        model = Unloaded(config, torch.bfloat16, None)
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in model.layers]
+        linear = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return Sizes(
+            total=sum(p.numel() for p in model.model.parameters()),
+            linear=linear,
+            layers=sum(layers),
+            largest_layer=max(layers),
+            head=model.vocab_size * model.width,
+            depth=len(layers),
+            width=model.width,
+            vocabulary=model.vocab_size,
+            feed_forward=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.width,
+            heads=heads,
+            kv_width=2 * (getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Numbers that a method trains: of the backbone itself, of adapters in it, and of what the reasoning owns."""
+
+    backbone: int
+    adapters: int
+    owned: int
+
+    @property
+    def total(self) -> int:
+        return self.backbone + self.adapters + self.owned
+
+
+def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple[Any, Unloaded]:
+    """The method's strategy, prepared on a backbone without numbers. Use inside of ``without_memory``."""
+    config = architecture(model_config.path, trust_remote_code=model_config.trust_remote_code)
+    attention = model_config.attention or ("eager" if model_config.path.startswith("builtin:") else None)
+    backbone = Unloaded(config, getattr(torch, model_config.dtype), attention, layers, model_config.path)
+    backbone.quantized = bool(model_config.quantization)
+    strategy = method.strategy.cls(method.strategy.settings)
+    strategy.prepare(Parts(backbone, None, method.reasoning.cls(method.reasoning.settings)), 0)
+    backbone.model.train(strategy.trains)
+    for module in backbone.model.modules():
+        if hasattr(module, "attn_dropout"):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
+            module.attn_dropout.p = 0.0
+    return strategy, backbone
+
+
+def trained_numbers(method: Any, model_config: Any, assistant_width: int | None) -> Trained:
+    """What a method trains, asked of its strategy and its reasoning."""
+    if not method.strategy.cls.trains:
+        return Trained(0, 0, 0)
+    width = sizes_of(model_config.path, model_config.trust_remote_code).width
+    owned = method.reasoning.cls.owned_numbers(method.reasoning.settings, width, assistant_width)
+    return Trained(*_once(("trained", method.strategy, model_config.path), lambda: _in_the_model(method, model_config)), owned)
+
+
+def _in_the_model(method: Any, model_config: Any) -> tuple[int, int]:
+    with without_memory():
+        _, backbone = prepared(method, model_config)
+        counts = {True: 0, False: 0}
+        for name, parameter in backbone.model.named_parameters():
+            counts[".lora_" in name] += parameter.numel() * parameter.requires_grad
+    return counts[False], counts[True]
+
+
+_KNOWN: dict[str, Any] = {}
+
+
+def _once(key: Any, compute: Callable[[], Any]) -> Any:
+    """What was counted before is not counted again: advice asks for the same model many times."""
+    key = repr(key)  # settings may hold lists
+    if key not in _KNOWN:
+        _KNOWN[key] = compute()
+    return _KNOWN[key]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sequence goes through the backbone.
+
+    Attributes:
+        frozen: columns before the first trained input of a frozen backbone: no gradient, nothing kept.
+        pieces: columns of each further call of the backbone, in order.
+        labels: tokens that the loss is taken over.
+    """
+
+    frozen: int
+    pieces: tuple[int, ...]
+    labels: int
+
+    @property
+    def columns(self) -> int:
+        return self.frozen + sum(self.pieces)
+
+
+def plan_of(method: Any, text: Text, phase: Any, *, frozen_backbone: bool) -> Plan:
+    """What a phase of a method's training puts through the backbone, for texts of mean length."""
+    reasoning = method.reasoning.cls(method.reasoning.settings)
+    thoughts = reasoning.thoughts(phase.stage)
+    written = len(reasoning.steps_written(_Steps(text.step_count), phase.stage))
+    target = round(text.steps * written / max(1, text.step_count)) + text.answer
+    latents = thoughts.count("latent")
+    rest = len(thoughts) - latents
+    if latents:  # one call up to the first latent, one each for all but the last, one for the rest
+        return Plan(0, (text.prompt + rest - 1, *[1] * (latents - 1), 2 + target - 1), target)
+    if frozen_backbone and thoughts:
+        return Plan(text.prompt, (rest + target - 1,), target)
+    return Plan(0, (text.prompt + rest + target - 1,), target)
+
+
+class _Steps:
+    """Stands for an example of which only the number of steps counts."""
+
+    def __init__(self, count: int):
+        self.steps = ("",) * count
+
+
+def plans_of(method: Any, text: Text, steps: int, *, frozen_backbone: bool) -> list[tuple[Plan, int]]:
+    """The plans of all phases of a turn, each with its optimiser steps."""
+    phases = method.reasoning.cls(method.reasoning.settings).phases(max(steps, 1))
+    return [(plan_of(method, text, phase, frozen_backbone=frozen_backbone), phase.steps) for phase in phases]
+
+
+# --------------------------------------------------------------------------------------------- what is kept
+
+
+def kept_for_backward(method: Any, model_config: Any, plan: Plan) -> tuple[float, float]:
+    """Bytes that one forward keeps for its backward pass: whatever the batch is, and for each example in it.
+
+    The former are copies of trained weights in half precision. Models deeper than two periods of their kinds of layers are
+    measured at two depths and continued in a straight line.
+    """
+
+    def count() -> tuple[float, float]:
+        one = _kept_at_full_depth(method, model_config, plan, 1)
+        if model_config.dtype == "float32":
+            return 0.0, one
+        two = _kept_at_full_depth(method, model_config, plan, 2)
+        return max(0.0, 2 * one - two), two - one
+
+    model = (model_config.path, model_config.dtype, model_config.attention)
+    return _once((method.strategy, method.reasoning.cls.owns_parts, model, plan), count)
+
+
+def _kept_at_full_depth(method: Any, model_config: Any, plan: Plan, batch_size: int) -> float:
+    depth, step = sizes_of(model_config.path, model_config.trust_remote_code).depth, 2 * period(_config(model_config))
+    if depth <= 2 * step or depth % 2:  # halves of an odd depth do not continue in a straight line
+        return _kept(method, model_config, plan, batch_size, None)
+    small, large = (_kept(method, model_config, plan, batch_size, n) for n in (step, 2 * step))
+    return small + (large - small) / step * (depth - step)
+
+
+def _config(model_config: Any) -> Any:
+    return architecture(model_config.path, trust_remote_code=model_config.trust_remote_code)
+
+
+def _kept(method: Any, model_config: Any, plan: Plan, batch_size: int, layers: int | None) -> float:
+    with without_memory():
+        strategy, backbone = prepared(method, model_config, layers)
+    with as_on_a_device(backbone.model):
+        own = {p.untyped_storage()._cdata for p in backbone.model.parameters()}
+        kept: dict[int, tuple[Any, int]] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = (storage, storage.nbytes())  # held, so that no other takes its place
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            run_pieces(backbone, plan, batch_size, strategy=strategy, owns=method.reasoning.cls.owns_parts)
+        return float(sum(size for _, size in kept.values()))
+
+
+def run_pieces(backbone: Any, plan: Plan, batch_size: int, *, strategy: Any, owns: bool) -> Tensor:
+    """The calls of a plan, as ``models.decoding.forward`` makes them."""
+    cache = DynamicCache(config=backbone.config)
+    embeddings_trained = backbone.model.get_input_embeddings().weight.requires_grad
+    hidden_BTD, seen = None, 0
+    for index, columns in enumerate([plan.frozen, *plan.pieces]):
+        if not columns:
+            continue
+        inputs_BTD = torch.empty(batch_size, columns, backbone.width, dtype=backbone.model.get_input_embeddings().weight.dtype)
+        inputs_BTD.requires_grad_(embeddings_trained or (owns and index > 0))
+        seen += columns
+        with torch.set_grad_enabled(index > 0):
+            hidden_BTD = backbone.run_core(
+                inputs_BTD,
+                attention_mask=_mask(backbone, batch_size, columns, seen),
+                position_ids=torch.zeros(batch_size, columns, dtype=torch.long),
+                past_key_values=cache,
+                use_cache=True,
+            )
+    return hidden_BTD
+
+
+def _mask(backbone: Any, B: int, columns: int, seen: int) -> Any:
+    mask_B1NT = torch.zeros(B, 1, columns, seen, dtype=backbone.compute_dtype)
+    kinds = set(getattr(backbone.config, "layer_types", None) or ["full_attention"])
+    return mask_B1NT if kinds == {"full_attention"} else dict.fromkeys(kinds, mask_B1NT)
+
+
+# --------------------------------------------------------------------------------------------------- the peak
+
+
+def memory_of(config: Any, method: Any, text: Text, *, device: str = "cuda", gpus: int = 1) -> Memory:
+    """The peak of one process of a run.
+
+    Args:
+        config: the experiment.
+        text: lengths of the longest task's texts.
+        device: 'cuda' or 'cpu', which lose different amounts on the side.
+        gpus: processes that share trained parts where ``train.sharding`` is full, or GPUs that ``device_map`` spreads over.
+
+    Raises:
+        UserError: the shape of a model is not known.
+    """
+    train, backbone = config.train_for(method), config.backbone
+    sizes = sizes_of(backbone.path, backbone.trust_remote_code)
+    helper = assistant_of(config, method)
+    assistant = helper and sizes_of(helper.path, helper.trust_remote_code)
+    trained = trained_numbers(method, backbone, assistant.width if assistant else None)
+    memory = Memory({}, {}, RUNTIME[device], FRAGMENTS[device], trained.total)
+    memory.stays = _what_stays(config, method, sizes, assistant, trained, gpus)
+    memory.passes["answering"] = _answering(config, method, sizes, trained, text)
+    if config.evaluate.drift:
+        memory.passes["drift"] = _drift(config, sizes, text)
+    if trained.total:
+        memory.passes["training"] = _training_step(config, method, sizes, trained, text, gpus)
+        # foreach on a GPU makes one temporary of all that is trained; on a CPU tensors are updated one by one.
+        share = _share(train, sizes, trained, gpus)
+        largest = share if device == "cuda" else min(share, max(sizes.head, sizes.largest_layer))
+        memory.passes["update"] = {"the optimiser's temporary": FP32 * largest}
+        _add_gradients(memory, FP32 * share, accumulates=micro_batch(train, gpus) * gpus < train.global_batch_size)
+    if _sharded(train, gpus):
+        gathered = (trained.total - _whole(sizes, trained)) * getattr(torch, backbone.dtype).itemsize
+        for moment in ("training", "answering", "drift"):
+            if moment in memory.passes:
+                memory.passes[moment]["gathered weights"] = gathered
+        # Before they are split the weights are there in whole; the optimiser's means are not there yet.
+        later = sum(memory.stays[name] for name in ("trained weights (fp32)", "optimiser"))
+        memory.passes["splitting"] = {"whole weights, beyond what stays": max(0.0, FP32 * trained.total - later)}
+    return memory
+
+
+def _add_gradients(memory: Memory, size: float, *, accumulates: bool) -> None:
+    """Gradients stay from a step's first backward pass until the next step begins, and behind the last one of a turn.
+
+    Beside the activations they are there only where earlier micro-batches left theirs: in a single one they come as those go.
+    """
+    for moment, parts in memory.passes.items():
+        if moment != "training" or accumulates:
+            parts["gradients (fp32)"] = size
+
+
+def assistant_of(config: Any, method: Any) -> Any | None:
+    """The assistant, where the method asks for one; `nearest` routing asks too."""
+    needs = method.reasoning.cls.needs_assistant(method.reasoning.settings)
+    routes = method.per_task is not None and method.per_task.routing == "nearest"
+    return config.assistant if config.assistant is not None and (needs or routes) else None
+
+
+def _sharded(train: Any, gpus: int) -> bool:
+    return train.sharding == "full" and gpus > 1
+
+
+def _share(train: Any, sizes: Sizes, trained: Trained, gpus: int) -> float:
+    """How many of the trained numbers one process holds: all, or its part of all but the embedding and what is not sharded."""
+    if not _sharded(train, gpus):
+        return trained.total
+    return (trained.total - _whole(sizes, trained)) / gpus + _whole(sizes, trained)
+
+
+def _whole(sizes: Sizes, trained: Trained) -> int:
+    """Trained numbers that are never split: the input embedding, and what the reasoning owns (parallel.shard)."""
+    return trained.owned + (sizes.head if trained.backbone > sizes.layers else 0)
+
+
+def weight_bytes(sizes: Sizes, model: Any) -> float:
+    """Bytes of frozen weights, in their type or quantised."""
+    size = getattr(torch, model.dtype).itemsize
+    quantised = QUANTISED_BYTES.get(model.quantization or "")
+    return sizes.total * size if quantised is None else sizes.linear * quantised + (sizes.total - sizes.linear) * size
+
+
+def _what_stays(config: Any, method: Any, sizes: Sizes, assistant: Sizes | None, trained: Trained, gpus: int) -> dict[str, float]:
+    train, backbone = config.train_for(method), config.backbone
+    spread = gpus if backbone.device_map else 1
+    frozen = weight_bytes(sizes, backbone)
+    share = _share(train, sizes, trained, gpus)
+    stays = {"frozen weights": (frozen - trained.backbone * getattr(torch, backbone.dtype).itemsize) / spread}
+    stays["trained weights (fp32)"] = FP32 * share
+    stays["optimiser"] = OPTIMISER_BYTES[train.optimizer] * share
+    if method.strategy.learns_as.writes_weights:
+        stays["the base itself, for drift and retention"] = frozen / spread
+    if assistant:
+        copies = 2 if getattr(method.reasoning.settings, "source", None) == "random" else 1
+        stays["assistant"] = copies * weight_bytes(assistant, config.assistant)
+    return {name: size for name, size in stays.items() if size}
+
+
+def _training_step(config: Any, method: Any, sizes: Sizes, trained: Trained, text: Text, gpus: int) -> dict[str, float]:
+    """Forward and backward pass of one micro-batch, in the phase that keeps most."""
+    train = config.train_for(method)
+    plans = plans_of(method, text, train.steps, frozen_backbone=not (trained.backbone or trained.adapters))
+    # What is kept grows with the columns and with the calls, whose caches stay.
+    heaviest = {
+        max((plan for plan, _ in plans), key=key) for key in (lambda p: (p.columns, len(p.pieces)), lambda p: len(p.pieces))
+    }
+    steps = [_micro_batch(config, method, sizes, trained, plan, gpus) for plan in heaviest]
+    return max(steps, key=lambda parts: sum(parts.values()))
+
+
+def _micro_batch(config: Any, method: Any, sizes: Sizes, trained: Trained, plan: Plan, gpus: int) -> dict[str, float]:
+    backbone, B, half = config.backbone, micro_batch(config.train_for(method), gpus), config.backbone.dtype != "float32"
+    copies, each = kept_for_backward(method, backbone, plan)
+    activations = B * each
+    if _sharded(config.train_for(method), gpus):  # what was gathered is in half precision already
+        copies = 0.0
+    if backbone.gradient_checkpointing:
+        activations, copies = activations / sizes.depth + _kept_by_checkpoints(sizes, plan, B, half), copies / sizes.depth
+    # Half precision adds a copy of the logits before they are summed in fp32.
+    places = B * plan.labels
+    if not _sharded(config.train_for(method), gpus):
+        places = min(places, max(1, LOGITS_AT_ONCE // sizes.vocabulary))
+    logits = places * sizes.vocabulary * (LOSS_COPIES * FP32 + (2 if half else 0))
+    found = {"activations": activations, "logits of the loss": logits, "copies of trained weights in half precision": copies}
+    return {name: size for name, size in found.items() if size}
+
+
+def _kept_by_checkpoints(sizes: Sizes, plan: Plan, B: int, half: bool) -> float:
+    """Inputs of every decoder layer, and its keys and values after every call."""
+    size, seen, numbers = 2 if half else FP32, plan.frozen, 0
+    for columns in plan.pieces:
+        seen += columns
+        numbers += sizes.width * columns + sizes.kv_width * seen
+    return B * sizes.depth * numbers * size
+
+
+def micro_batch(train: Any, processes: int = 1) -> int:
+    """Examples that one process computes at a time."""
+    return min(train.micro_batch_size or train.global_batch_size, math.ceil(train.global_batch_size / processes))
+
+
+def _answering(config: Any, method: Any, sizes: Sizes, trained: Trained, text: Text) -> dict[str, float]:
+    """The largest batch of answers: its cache, and the passing peak of reading the prompts."""
+    settings, backbone = config.evaluate, config.backbone
+    size = getattr(torch, backbone.dtype).itemsize
+    B = min(settings.batch_size, max(settings.test, settings.retention))
+    reasoning = method.reasoning.cls(method.reasoning.settings)
+    read = text.prompt + len(reasoning.thoughts(reasoning.final_phase().stage))
+    columns = read + settings.max_new_tokens
+    found = {"cache of keys and values": B * columns * sizes.depth * sizes.kv_width * size}
+    # The inner map of one layer with its gate, the residual stream, and attention's mask or weights.
+    eager = (backbone.attention or ("eager" if backbone.path.startswith("builtin:") else "sdpa")) == "eager"
+    weights = B * read * read * (sizes.heads * (FP32 + size) if eager else size)
+    found["reading prompts"] = B * read * (3 * sizes.feed_forward + 4 * sizes.width) * size + weights
+    found["logits of the next token"] = 2 * B * sizes.vocabulary * FP32
+    if trained.adapters and backbone.dtype == "float32":
+        found["adapters merged into copies of their maps"] = FP32 * sizes.linear
+    return found
+
+
+def _drift(config: Any, sizes: Sizes, text: Text) -> dict[str, float]:
+    """Reading continuations, then both sides' logits in fp32 and four maps of the vocabulary in fp64 for a chunk of places."""
+    settings, size = config.evaluate, getattr(torch, config.backbone.dtype).itemsize
+    columns = min(settings.batch_size, settings.drift) * (text.prompt + settings.max_new_tokens)
+    reading = columns * (3 * sizes.feed_forward + 4 * sizes.width + sizes.depth * sizes.kv_width) * size
+    logits = DRIFT_CHUNK * sizes.vocabulary * (2 * FP32 + 4 * 8)
+    return {"reading what was written": reading} if reading > logits else {"log-probabilities of the drift": logits}

@@ -1,0 +1,153 @@
+"""What is known of a model before it is loaded: its architecture, from ``config.json`` or a table, and tensors without memory.
+
+``shapes.json`` holds the configuration values that the makers of some models publish, so that costs can be estimated where the
+hub cannot be reached.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.loading import resolve
+
+# Ids under which the table's models stand on the hub too, or which have the same architecture.
+_SAME_SHAPE = {
+    "openai-community/gpt2": "gpt2",
+    **{
+        name.removesuffix("-Instruct"): name
+        for name in ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-3B-Instruct")
+    },
+    **{f"Qwen/Qwen2.5-{size}": f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "7B")},
+    **{f"Qwen/Qwen3-{size}-Base": f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B")},
+    **{f"google/gemma-2-{size}": f"google/gemma-2-{size}-it" for size in ("2b", "9b")},
+}
+
+
+@cache
+def published_shapes() -> dict[str, dict[str, Any]]:
+    """Hub id -> the values of its configuration."""
+    return json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
+
+
+def architecture(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model: of the embedded one or a folder; from the hub's cache; of the table; from the hub itself.
+
+    Raises:
+        UserError: it is at none of these places.
+    """
+    folder = resolve(path)
+    if folder is not None:
+        return _read(str(folder), local_files_only=True, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        return _read(path, local_files_only=True, **options).get_text_config(decoder=True)
+    except (OSError, ValueError):
+        pass
+    shapes = published_shapes()
+    known = _SAME_SHAPE.get(path, path)
+    if known in shapes:
+        return AutoConfig.for_model(**shapes[known])
+    problem = "offline"
+    if not os.environ.get("HF_HUB_OFFLINE"):
+        try:
+            return _read(path, **options).get_text_config(decoder=True)
+        except (OSError, ValueError) as error:
+            problem = str(error).strip().splitlines()[0]
+    near = did_you_mean(path, shapes) if difflib.get_close_matches(path, shapes, 1) else ""
+    raise UserError(
+        f"the shape of {path!r} is not known: no config.json at hand ({problem}){near}",
+        fix="give a local folder (one that models.scratch makes has to be made first), or download the model's config.json",
+    )
+
+
+def _read(source: str, **options: Any) -> Any:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Tensors made inside have shapes and types, but hold no numbers and no memory."""
+    with torch.device("meta"):
+        yield
+
+
+@contextmanager
+def as_on_a_device(model: nn.Module) -> Iterator[None]:
+    """Lets a model that was made without memory run as if it stood on a device: only there autocast takes part.
+
+    Nothing is computed; tensors made inside have no memory either.
+    """
+    with FakeTensorMode():
+        seen: dict[int, Tensor] = {}  # tied weights stay tied
+        for module in model.modules():
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None:
+                    continue
+                if id(tensor) not in seen:
+                    twin = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    seen[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+                own = module._parameters if name in module._parameters else module._buffers
+                own[name] = seen[id(tensor)]
+        yield
+
+
+class Unloaded(LanguageModel):
+    """A language model without its numbers: for counting. Use inside of ``without_memory``.
+
+    Args:
+        config: the architecture.
+        layers: how many decoder layers; None: all.
+        dtype: what matrix products run in, and what frozen weights are kept in.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype, attention: str | None, layers: int | None = None, name: str = "model"):
+        config = shortened(config, layers)
+        # flash_attention_2 keeps what sdpa keeps, and is not installed everywhere.
+        options = {"attn_implementation": "eager" if attention == "eager" else "sdpa"} if attention else {}
+        self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval().requires_grad_(False)
+        self.config = self.model.config
+        self.name, self.marker, self.compute_dtype = name, None, dtype
+        self.gradient_checkpointing = self.quantized = False
+        self.width = self.model.get_input_embeddings().weight.shape[1]
+        self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+
+    def embedding_std(self) -> float:
+        """Any: nothing is computed."""
+        return 1.0
+
+
+def shortened(config: Any, layers: int | None) -> Any:
+    """The same architecture with its first ``layers`` decoder layers."""
+    if layers is None:
+        return config
+    data = config.to_dict()
+    if isinstance(data.get("layer_types"), list):
+        data["layer_types"] = data["layer_types"][:layers]
+    data[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
+    return type(config).from_dict(data)
+
+
+def period(config: Any) -> int:
+    """After how many decoder layers the kinds of layers repeat (1 where all are alike)."""
+    kinds = getattr(config, "layer_types", None) or [""]
+    return next(n for n in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))

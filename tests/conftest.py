@@ -1,0 +1,53 @@
+"""Order of the tests: fast ones first, so that a mistake shows early; and a cache of its own for every test."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory):
+    """For what is made once for several tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CL_SOFTCOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("CL_SOFTCOT_CACHE_SIZE", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    """Processes that a test starts use it too."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CL_SOFTCOT_CACHE", str(folder))
+    return folder
+
+
+# Run in one process, in order: later ones need what earlier ones made, or all use one machine-wide server or set-up.
+TOGETHER = (
+    "tests/test_readme.py",
+    "tests/test_experiments.py",
+    "tests/test_sweep_cluster.py",
+    "tests/test_learning.py::test_killed_and_resumed",
+    "tests/test_diagnostics.py::test_every_diagnostic",
+)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Tests are dealt out one by one, but for those that belong together (xdist's own groups do nothing under pytest 9.2)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Dealt(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((group for group in TOGETHER if nodeid.startswith(group)), nodeid)
+
+    return Dealt(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Fast ones first; of the slow ones those that run in one process, so that the others are not waiting for them in the end."""
+
+    def place(item) -> tuple[bool, bool]:
+        slow = item.get_closest_marker("slow") is not None
+        return slow, slow and not item.nodeid.startswith(TOGETHER)
+
+    items.sort(key=place)
