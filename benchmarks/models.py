@@ -18,6 +18,7 @@ ensure_torchvision()
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig  # noqa: E402
 
 from cl_softcot.models.language_model import LanguageModel  # noqa: E402
+from cl_softcot.models.lean import make_lean  # noqa: E402
 from cl_softcot.tasks.base import Example  # noqa: E402
 
 
@@ -116,6 +117,7 @@ def random_model(
         with torch.no_grad():
             row = model.get_output_embeddings().weight[tokenizer.eos_token_id]
             row.mul_(_end_scale(size.vocabulary, answer_tokens))
+    make_lean(model)  # as in loading
     return LanguageModel(model, tokenizer, f"random {size.family}", None, dtype)
 
 

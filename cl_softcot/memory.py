@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import DynamicCache
 
-from cl_softcot.models.decoding import LOGITS_AT_ONCE
+from cl_softcot.models.head import LOGITS_AT_ONCE
 from cl_softcot.models.shapes import Unloaded, architecture, as_on_a_device, period, without_memory
 from cl_softcot.reasoning.base import Parts
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from cl_softcot import parallel
+from cl_softcot.models.head import at_least_fp32
 from cl_softcot.models.language_model import LanguageModel
-from cl_softcot.reasoning.base import Parts, at_least_fp32
+from cl_softcot.reasoning.base import Parts
 
 Layers = Literal["all", "lower", "upper"]
 

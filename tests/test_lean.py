@@ -35,10 +35,10 @@ def test_norm_and_rotation_are_the_librarys():
         torch.testing.assert_close(lean._Rotary.apply(mine, *halves), theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.fixture
-def both(tmp_path):
+@pytest.fixture(params=["eager", "sdpa"])
+def both(tmp_path, request):
     """A loaded model, and the same weights in the library's own classes."""
-    mine = load_language_model(words_model(tmp_path).name).model
+    mine = load_language_model(words_model(tmp_path).name, attention=request.param).model
     kinds = {lean_class: plain for plain, lean_class in lean._LEAN.items()}
     theirs = copy.deepcopy(mine)
     changed = [module for module in theirs.modules() if type(module) in kinds]
@@ -66,9 +66,17 @@ def test_a_model_gives_the_same_states_and_gradients(both):
         torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
 
 
+def test_without_padding_no_mask_is_needed(both):
+    """Where attention is fused the library leaves a causal mask out."""
+    ids = torch.randint(0, 30, (3, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine, theirs = (model(input_ids=ids).logits for model in both)
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_other_numbers_and_attention_are_left_alone(both):
     _, theirs = both
-    for change in (lambda m: m.double(), lambda m: m.set_attn_implementation("sdpa")):
+    for change in (lambda m: m.double(), lambda m: m.set_attn_implementation("flex_attention")):
         other = copy.deepcopy(theirs)
         change(other)
         lean.make_lean(other)

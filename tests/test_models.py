@@ -26,6 +26,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.decoding import forward, generate, new_state, random_numbers
 from cl_softcot.models.language_model import load_language_model
+from cl_softcot.models.lean import make_lean
 from cl_softcot.models.projector import Projector
 from cl_softcot.models.scratch import make_model_folder
 from cl_softcot.reasoning.base import Parts, Phase
@@ -409,6 +410,7 @@ def test_added_tokens_leave_the_distribution_as_it_was(make, tmp_path):
 
     backbone = make(tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(backbone.name)
+    make_lean(stock)  # other layers round otherwise
     ids = torch.randint(0, stock.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
     logits = backbone.logits(backbone.core(input_ids=ids, use_cache=False).last_hidden_state)
     assert logits.shape[-1] == backbone.vocab_size == stock.config.vocab_size

@@ -23,6 +23,9 @@ from cl_softcot.one_run import memory_explained
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
+# Of drift. Processes add up gradients in another order, and AdamW divides them by their own size: where a gradient is all
+# rounding, a weight's step is too. Measured on the embedded models after three tasks: 4e-5 of the drift, losses equal to 1e-5.
+DRIFT_SHARE = 1e-3
 
 
 def torchrun(*args: Any, cwd: Path, processes: int = 2, timeout: float = 400, **env: str) -> Ended:
@@ -177,14 +180,15 @@ def numbers_of(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_numbers_of_one_process(got: Path, expected: Path, methods: Any, tolerance: float = TOLERANCE) -> None:
-    """Accuracies, answers and everything counted are the same; losses and drift to the tolerance."""
+    """Accuracies, answers and everything counted are the same; losses to the tolerance; drift to it or to a thousandth."""
     for method in methods:
         a, b = run_folders(got)[method], run_folders(expected)[method]
         found, wanted = (numbers_of(json.loads((folder / "result.json").read_text())) for folder in (a, b))
         assert found.keys() == wanted.keys()
         for key, value in wanted.items():
             if key.startswith(("/losses", "/drift")) and value is not None:
-                assert found[key] == pytest.approx(value, abs=tolerance), (method, key)
+                share = DRIFT_SHARE if key.startswith("/drift") else 0.0
+                assert found[key] == pytest.approx(value, abs=tolerance, rel=share), (method, key)
             else:
                 assert found[key] == value, (method, key)
         for file in sorted((b / "predictions").iterdir()):

@@ -12,8 +12,9 @@ from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.drift import DriftReference, drift
 from cl_softcot.models.decoding import generate
+from cl_softcot.models.head import few_logits, token_losses
 from cl_softcot.policy import BasePolicy, MethodPolicy
-from cl_softcot.reasoning.base import Batch, Phase, token_losses
+from cl_softcot.reasoning.base import Batch, Phase
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.direct import Direct
@@ -560,7 +561,7 @@ def test_logits_of_many_places_are_made_a_part_at_a_time(tmp_path, monkeypatch):
     whole = parts.reasoning.loss(parts, batch)
     whole.loss_sum.backward()
     expected = gradients(named)
-    monkeypatch.setattr("cl_softcot.reasoning.base.LOGITS_AT_ONCE", 3 * backbone.vocab_size + 1)
+    monkeypatch.setattr("cl_softcot.models.head.LOGITS_AT_ONCE", 3 * backbone.vocab_size + 1)
     sizes, logits = [], backbone.logits
     monkeypatch.setattr(backbone, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
     part = parts.reasoning.loss(parts, batch)
@@ -570,22 +571,41 @@ def test_logits_of_many_places_are_made_a_part_at_a_time(tmp_path, monkeypatch):
     assert_same_gradients(gradients(named), expected)
 
 
-def test_a_frozen_heads_logits_are_made_once_a_part_at_a_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("head", ["plain", "plain in fp64", "scaled", "with a bias"])
+def test_a_frozen_heads_logits_are_made_once_or_not_at_all(tmp_path, monkeypatch, head):
     backbone = words_model(tmp_path)
     generator = torch.Generator().manual_seed(0)
+    if head == "scaled":
+        backbone.config.logits_scaling = 3.0
+    elif head == "with a bias":
+        backbone.model.lm_head.bias = torch.nn.Parameter(torch.randn(len(backbone.model.lm_head.weight)), requires_grad=False)
+    elif head == "plain in fp64":
+        backbone.model.double()
+    dtype = backbone.model.lm_head.weight.dtype
     labels = torch.randint(0, backbone.vocab_size, (10,), generator=generator)
-    factors = torch.rand(10, generator=generator)
-    whole = torch.randn(10, backbone.width, generator=generator).requires_grad_()
+    factors = torch.rand(10, generator=generator, dtype=dtype)
+    whole = torch.randn(10, backbone.width, generator=generator, dtype=dtype).requires_grad_()
     part = whole.detach().clone().requires_grad_()
     expected = token_losses(backbone, whole, labels)
     (expected * factors).sum().backward()
-    monkeypatch.setattr("cl_softcot.reasoning.base.LOGITS_AT_ONCE", 8 * 4 * backbone.vocab_size)
+    monkeypatch.setattr("cl_softcot.models.head.LOGITS_AT_ONCE", 8 * 4 * backbone.vocab_size)
     sizes, logits = [], backbone.logits
     monkeypatch.setattr(backbone, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
     found = token_losses(backbone, part, labels)
     (found * factors).sum().backward()
-    assert sizes == [4, 4, 2]
+    assert sizes == ([] if head.startswith("plain") else [4, 4, 2])
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(part.grad, whole.grad)
     with torch.no_grad():
         torch.testing.assert_close(token_losses(backbone, part, labels), expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_few_states_and_a_large_head_are_multiplied_the_other_way_round(n):
+    weight = torch.randn(2**13, 128)
+    hidden = torch.randn(n, 1, 128)
+    with torch.no_grad():
+        found = few_logits(weight, hidden)
+        torch.testing.assert_close(found, hidden @ weight.t(), rtol=1e-5, atol=1e-4)
+        assert few_logits(weight, torch.randn(9, 128)) is None and few_logits(weight[:100], hidden) is None
+    assert few_logits(weight, hidden) is None  # gradients take the usual way

@@ -17,19 +17,19 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from cl_softcot.models.head import LOGITS_AT_ONCE
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.side_by_side import hand_on
 
 if TYPE_CHECKING:
     from cl_softcot.reasoning.base import Batch, Edit, Encoded, Parts, Reasoning
 
-# Dropping finished rows copies the cache once; measured to pay from a third of the rows on.
-_DROP_SHARE = 1 / 3
-_MIN_ROWS = 8
+# Dropping finished rows copies what the others have in the cache. Measured, for small models and for large vocabularies: that
+# takes about as long as a step of the rows that are copied.
+_COPY = 1.0
 _DRAFT_SHARE = 1 / 2
 # Measured with the embedded models: where a batch of fewer rows, or with less padding, costs more than it saves.
 _WORTH_A_BATCH, _PADDED = 32, 1.3
-LOGITS_AT_ONCE = 2**25  # numbers, wherever many places are looked at: with 128k words not even a batch's could be in memory
 IGNORED = -100
 
 
@@ -271,16 +271,19 @@ def _write(
     state, ids_BT, written_B = begin(reasoning, parts, batch, numbers_BT, edit, max_new_tokens)
     passes_before = state.forward_passes
     alive = torch.arange(B, device=device)
+    idle = 0  # steps of rows that had ended, since rows were last dropped
     while True:
         last_B = ids_BT[alive, written_B[alive] - 1]
         running = ~_is_one_of(last_B, backbone.text.end_ids) & (written_B[alive] < max_new_tokens)
         left = int(running.sum())
         if left == 0:
             break
-        if len(alive) - left >= max(_MIN_ROWS, _DROP_SHARE * len(alive)):
+        idle += len(alive) - left
+        # Once as much time has gone into rows that had ended as dropping them takes: at most twice what the best choice costs.
+        if idle >= _COPY * left:
             kept = running.nonzero()[:, 0]
             state.keep(kept)
-            alive, running, last_B = alive[kept], running[kept], last_B[kept]
+            alive, running, last_B, idle = alive[kept], running[kept], last_B[kept], 0
         logits_BV = reasoning.step(parts, state, last_B)
         # A row that has ended goes on with the others until it is dropped; what it would write is not looked at.
         places_B = written_B[alive].clamp_max(max_new_tokens - 1)

@@ -19,7 +19,7 @@ def make_lean(model: nn.Module) -> None:
     """Puts the lean classes in place in a transformers model, where they fit; everything else is left alone."""
     config = model.config.get_text_config(decoder=True)
     weight = next(model.parameters())
-    fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and config._attn_implementation == "eager"
+    fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and config._attn_implementation in ("eager", "sdpa")
     for module in model.modules() if fits else ():
         lean = _LEAN.get(type(module))
         if lean is not None:
@@ -82,7 +82,7 @@ def _turned(x_BHTd: Tensor, cos_B1Tc: Tensor, sin_B1Tc: Tensor, sign: float) -> 
 
 
 class LeanAttention(LlamaAttention):
-    """Attention with the queries' scale in their rotation, and masks added in place."""
+    """Attention with the queries' scale in their rotation; masks are added in place, or fused attention does it all."""
 
     def forward(
         self,
@@ -105,12 +105,21 @@ class LeanAttention(LlamaAttention):
             k_BHTd, v_BHTd = past_key_values.update(k_BHTd, v_BHTd, self.layer_idx)
         if self.num_key_value_groups > 1:
             k_BHTd, v_BHTd = (x.repeat_interleave(self.num_key_value_groups, 1) for x in (k_BHTd, v_BHTd))
-        scores_BHTS = q_BHTd @ k_BHTd.transpose(2, 3)
-        if attention_mask is not None:
-            scores_BHTS += attention_mask
+        attend = self._fused if self.config._attn_implementation == "sdpa" else self._eager
+        return self.o_proj(attend(q_BHTd, k_BHTd, v_BHTd, attention_mask).transpose(1, 2).reshape(B, T, -1)), None
+
+    def _eager(self, q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None) -> Tensor:
+        scores_BHTS = q_BHTd @ k_BHSd.transpose(2, 3)
+        if mask is not None:
+            scores_BHTS += mask
         weights_BHTS = scores_BHTS.softmax(-1)
-        weights_BHTS = nn.functional.dropout(weights_BHTS, self.attention_dropout, self.training)
-        return self.o_proj((weights_BHTS @ v_BHTd).transpose(1, 2).reshape(B, T, -1)), None
+        return nn.functional.dropout(weights_BHTS, self.attention_dropout, self.training) @ v_BHSd
+
+    def _fused(self, q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None) -> Tensor:
+        """The library gives no mask where causal attention, or none, is all there is to it."""
+        causal, dropout = mask is None and q_BHTd.shape[2] > 1, self.attention_dropout if self.training else 0.0
+        attention = nn.functional.scaled_dot_product_attention
+        return attention(q_BHTd, k_BHSd, v_BHSd, mask, dropout_p=dropout, is_causal=causal, scale=1.0)
 
 
 class LeanMLP(LlamaMLP):

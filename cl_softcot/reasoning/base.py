@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from cl_softcot import parallel
 from cl_softcot.models.assistant import AssistantStates
-from cl_softcot.models.decoding import IGNORED, LOGITS_AT_ONCE, State, forward, new_state
+from cl_softcot.models.decoding import IGNORED, State, forward, new_state
 from cl_softcot.models.frozen_prefix import can_keep, read_prefixes
+from cl_softcot.models.head import token_losses
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.text import TextFormat, Where
 
@@ -336,54 +335,6 @@ class Reasoning(nn.Module):
         with torch.no_grad():
             forward(parts.backbone, state, parts.backbone.embed(ids_BT[:, :first]), mask_BT[:, :first])
         return state, first
-
-
-def token_losses(backbone: LanguageModel, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
-    """Cross-entropy in nats, [N]. Where the logits of all places would be many they are made a part at a time: once, if the head
-    is frozen, else again for the backward pass."""
-
-    def losses(hidden: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(at_least_fp32(backbone.logits(hidden)), labels, reduction="none")
-
-    head = list(backbone.model.get_output_embeddings().parameters())
-    frozen = not any(p.requires_grad for p in head)
-    some = max(1, (LOGITS_AT_ONCE // 8 if frozen else LOGITS_AT_ONCE) // backbone.vocab_size)
-    # Processes that share a head gather it in step, and have different numbers of places.
-    if len(labels_N) <= some or any(parallel.is_sharded(p) for p in head):
-        return losses(hidden_ND, labels_N)
-    if frozen:
-        return _FrozenHead.apply(hidden_ND if torch.is_grad_enabled() else hidden_ND.detach(), labels_N, losses, some)
-    pieces = zip(hidden_ND.split(some), labels_N.split(some), strict=True)
-    return torch.cat([checkpoint(losses, *piece, use_reentrant=False) for piece in pieces])
-
-
-class _FrozenHead(torch.autograd.Function):
-    """Losses [N] of states [N, D]. A place's loss depends on its own state alone, and nothing else needs a gradient: what goes
-    back is known as soon as the loss is, but for a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, losses: Callable[[Tensor, Tensor], Tensor], some: int) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        found, gradients = [], []
-        for part_ND, labels in zip(hidden_ND.detach().split(some), labels_N.split(some), strict=True):
-            with torch.set_grad_enabled(wanted):
-                part_ND = part_ND.detach().requires_grad_(wanted)
-                losses_N = losses(part_ND, labels)
-                if wanted:
-                    gradients += torch.autograd.grad(losses_N.sum(), part_ND)
-            found.append(losses_N.detach())
-        ctx.save_for_backward(*([torch.cat(gradients)] if wanted else []))
-        return torch.cat(found)
-
-    @staticmethod
-    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * factor_N[:, None].to(gradient_ND.dtype), None, None, None
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Half precision becomes fp32; fp32 and fp64 stay."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def first_column(marks_BT: Tensor) -> int:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from cl_softcot._fingerprint import ADDED_LATER
 from cl_softcot.models.decoding import State, forward
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Phase, Place, Reasoning, ReasoningSettings, at_least_fp32, first_column
+from cl_softcot.models.head import at_least_fp32
+from cl_softcot.reasoning.base import Batch, Edit, Parts, Phase, Place, Reasoning, ReasoningSettings, first_column
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example

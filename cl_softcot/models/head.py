@@ -1,0 +1,126 @@
+"""The head and its losses, where the vocabulary is most of the work.
+
+With 50k words and more, logits are the largest tensor of a step and their products half of its time. Here they are made of few
+places at a time, and of a frozen head none are made at all::
+
+    loss      -log p(y | h)  =  log sum_v exp(w_v . h)  -  w_y . h
+    gradient                    sum_v p(v | h) w_v      -  w_y          of the loss, by h
+
+The sums over v are attention of the queries h over keys and values w_v: fused attention (FlashAttention, arXiv 2205.14135) has
+both in one pass over the head, in blocks that stay in a processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cl_softcot import parallel
+
+if TYPE_CHECKING:
+    from cl_softcot.models.language_model import LanguageModel
+
+LOGITS_AT_ONCE = 2**25  # numbers, wherever many places are looked at: with 128k words not even a batch's could be in memory
+# Measured on a CPU: products of so few states with a large head take a half to a third of the time the other way round.
+_FEW, _LARGE = 8, 2**20
+_WIDE = 128
+
+
+def plain_weight(backbone: LanguageModel) -> Tensor | None:
+    """The rows [V, D] of a head whose logits are their products with a state, on a CPU in full precision; None for others."""
+    head = backbone.model.get_output_embeddings()
+    weight = head.weight
+    changed = any(getattr(backbone.config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
+    if type(head) is not nn.Linear or head.bias is not None or changed or parallel.is_sharded(weight):
+        return None
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        return None
+    return weight[: backbone.vocab_size]
+
+
+def few_logits(weight_VD: Tensor, hidden: Tensor) -> Tensor | None:
+    """Logits [..., V] of few states without a gradient; None where the usual product is as fast."""
+    n, wide = hidden.numel() // hidden.shape[-1], weight_VD.shape[1] >= _WIDE and weight_VD.numel() >= _LARGE
+    if not wide or not 1 <= n <= _FEW or torch.is_grad_enabled() or hidden.dtype != weight_VD.dtype:
+        return None
+    states_ND = hidden.reshape(n, -1)
+    states_ND = states_ND.expand(2, -1) if n == 1 else states_ND  # one column alone goes another, slower way
+    return (weight_VD @ states_ND.t())[:, :n].t().reshape(*hidden.shape[:-1], -1)
+
+
+def token_losses(backbone: LanguageModel, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
+    """Cross-entropy in nats, [N]. Where the logits of all places would be many they are made a part at a time, and again for the
+    backward pass; of a frozen head once, or not at all."""
+
+    def losses(hidden: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(at_least_fp32(backbone.logits(hidden)), labels, reduction="none")
+
+    head = list(backbone.model.get_output_embeddings().parameters())
+    frozen = not any(p.requires_grad for p in head)
+    # Parts that stay in a CPU's cache; on a GPU too few places would read the head more often than they use it.
+    small = frozen and hidden_ND.device.type == "cpu"
+    some = max(1, (LOGITS_AT_ONCE // 8 if small else LOGITS_AT_ONCE) // backbone.vocab_size)
+    # Processes that share a head gather it in step, and have different numbers of places.
+    if len(labels_N) <= some or any(parallel.is_sharded(p) for p in head):
+        return losses(hidden_ND, labels_N)
+    if frozen and torch.is_grad_enabled():
+        weight_VD = plain_weight(backbone)
+        if weight_VD is not None and weight_VD.dtype == hidden_ND.dtype:
+            return _AttendedHead.apply(hidden_ND, labels_N, weight_VD)
+        return _FrozenHead.apply(hidden_ND, labels_N, losses, some)
+    pieces = zip(hidden_ND.split(some), labels_N.split(some), strict=True)
+    if frozen:
+        return torch.cat([losses(*piece) for piece in pieces])
+    return torch.cat([checkpoint(losses, *piece, use_reentrant=False) for piece in pieces])
+
+
+class _KnownGradient(torch.autograd.Function):
+    """Losses [N] of states [N, D]. A place's loss depends on its own state alone, and nothing else needs a gradient: what goes
+    back is known as soon as the loss is, but for a factor."""
+
+    @staticmethod
+    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * factor_N[:, None].to(gradient_ND.dtype), None, None, None
+
+
+class _AttendedHead(_KnownGradient):
+    """By attention over the rows of the head (see above)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, weight_VD: Tensor) -> Tensor:
+        # The public function keeps the logarithm of the sum to itself.
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        mean_11ND, log_sum_11N = attend(hidden_ND[None, None], *[weight_VD[None, None]] * 2, scale=1.0)
+        rows_ND = weight_VD[labels_N]
+        ctx.save_for_backward(mean_11ND.view_as(hidden_ND) - rows_ND)
+        return log_sum_11N.view(-1).to(hidden_ND.dtype) - torch.linalg.vecdot(hidden_ND, rows_ND)
+
+    @staticmethod
+    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor, None, None]:
+        return _KnownGradient.backward(ctx, factor_N)[:3]
+
+
+class _FrozenHead(_KnownGradient):
+    """From logits, ``some`` places at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, losses: Callable[[Tensor, Tensor], Tensor], some: int) -> Tensor:
+        found, gradients = [], []
+        for part_ND, labels in zip(hidden_ND.detach().split(some), labels_N.split(some), strict=True):
+            with torch.enable_grad():
+                part_ND = part_ND.detach().requires_grad_()
+                losses_N = losses(part_ND, labels)
+                gradients += torch.autograd.grad(losses_N.sum(), part_ND)
+            found.append(losses_N.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(found)
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Half precision becomes fp32; fp32 and fp64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
