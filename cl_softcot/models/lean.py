@@ -103,12 +103,12 @@ class LeanAttention(LlamaAttention):
         k_BHTd = _Rotary.apply(k_BHTd, cos_B1Tc, sin_B1Tc)
         if past_key_values is not None:
             k_BHTd, v_BHTd = past_key_values.update(k_BHTd, v_BHTd, self.layer_idx)
-        if self.num_key_value_groups > 1:
-            k_BHTd, v_BHTd = (x.repeat_interleave(self.num_key_value_groups, 1) for x in (k_BHTd, v_BHTd))
         attend = self._fused if self.config._attn_implementation == "sdpa" else self._eager
         return self.o_proj(attend(q_BHTd, k_BHTd, v_BHTd, attention_mask).transpose(1, 2).reshape(B, T, -1)), None
 
     def _eager(self, q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None) -> Tensor:
+        if self.num_key_value_groups > 1:
+            k_BHSd, v_BHSd = (x.repeat_interleave(self.num_key_value_groups, 1) for x in (k_BHSd, v_BHSd))
         scores_BHTS = q_BHTd @ k_BHSd.transpose(2, 3)
         if mask is not None:
             scores_BHTS += mask
@@ -118,8 +118,16 @@ class LeanAttention(LlamaAttention):
     def _fused(self, q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None) -> Tensor:
         """The library gives no mask where causal attention, or none, is all there is to it."""
         causal, dropout = mask is None and q_BHTd.shape[2] > 1, self.attention_dropout if self.training else 0.0
-        attention = nn.functional.scaled_dot_product_attention
-        return attention(q_BHTd, k_BHSd, v_BHSd, mask, dropout_p=dropout, is_causal=causal, scale=1.0)
+        return nn.functional.scaled_dot_product_attention(
+            q_BHTd,
+            k_BHSd,
+            v_BHSd,
+            mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            scale=1.0,
+            enable_gqa=self.num_key_value_groups > 1,  # the library copies all keys and values for every head that reads them
+        )
 
 
 class LeanMLP(LlamaMLP):
