@@ -183,8 +183,10 @@ def models(tmp_path_factory):
         ("gpt2", "lora", "cot", "float32"),
     ],
 )
-def test_what_a_forward_keeps_is_what_was_counted(tmp_path, models, family, strategy, reasoning, dtype):
-    """Within 4 %: the real one also keeps the log-probabilities of its labels and the embedding look-up."""
+def test_what_a_forward_keeps_is_what_was_counted(tmp_path, models, monkeypatch, family, strategy, reasoning, dtype):
+    """Within 4 %: the real one also keeps the log-probabilities of its labels and the embedding look-up. Of the library's layers,
+    which are what a GPU runs; those that take their place on a CPU keep up to a tenth more."""
+    monkeypatch.setattr("cl_softcot.models.language_model.make_lean", lambda model: None)
     backbone = f"{{path: {models[family]}, dtype: {dtype}}}"
     config = experiment(tmp_path, backbone, f"reasoning: {REASONINGS[reasoning]}, strategy: {strategy}")
     method, rng = config.methods[0], random.Random(0)

@@ -20,7 +20,7 @@ from cl_softcot.models.decoding import forward, new_state
 from cl_softcot.models.frozen_cache import AssistantCache, tally
 from cl_softcot.models.language_model import LanguageModel
 
-_BLOCK, _BLOCK_TOKENS = 64, 4096  # at most; more tokens at a time leave a CPU's cache
+_BLOCK = 64
 _SLOTS_AT_ONCE = 4  # with another number rounding, and so every result with soft thoughts, is another
 
 
@@ -52,12 +52,8 @@ class Companions:
 
 
 def _blocks(prompts: Iterable[Hashable]) -> list[list]:
-    blocks: list[list] = []
-    for prompt in sorted(prompts, key=lambda p: (len(p), p)):  # the last of a block is its longest
-        if not blocks or len(blocks[-1]) == _BLOCK or (len(blocks[-1]) + 1) * len(prompt) > _BLOCK_TOKENS:
-            blocks.append([])
-        blocks[-1].append(prompt)
-    return blocks
+    ordered = sorted(prompts, key=lambda p: (len(p), p))
+    return [ordered[start : start + _BLOCK] for start in range(0, len(ordered), _BLOCK)]
 
 
 class AssistantStates:
