@@ -39,6 +39,8 @@ def plain_weight(backbone: LanguageModel) -> Tensor | None:
         return None
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
         return None
+    if backbone.compute_dtype not in (torch.float32, torch.float64):  # the products run in half precision
+        return None
     return weight[: backbone.vocab_size]
 
 
