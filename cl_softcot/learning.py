@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from cl_softcot import parallel
 from cl_softcot.checkpoint import capture_rng, restore_rng
@@ -373,6 +374,12 @@ class TrainingLoop(SupervisedTemplate):
 
     def backward(self) -> None:
         (self.loss * self._scale).backward()
+
+    def optimizer_step(self) -> None:
+        """The template's. Torch does not count what its fused optimisers write; what is kept of weights
+        (``models.head``, ``models.frozen_prefix``) goes by that count."""
+        super().optimizer_step()
+        increment_version(self._trained)
 
     def _unscale(self) -> None:
         if self._scale != 1.0:

@@ -44,6 +44,21 @@ def test_budgets_are_equal_with_and_without_replay(plugins):
     assert all(len(batch) == 8 for batch in learner.parts.reasoning.seen)
 
 
+def test_torch_counts_every_step_as_a_write_to_the_weights():
+    """Its fused optimisers leave that out, and what was computed with older weights would be taken for today's."""
+    learner, stream = make_learner()
+    weights = list(learner.strategy.tensors(learner.parts).values())
+    counts = []
+    learner.on_step = lambda _: counts.append([w._version for w in weights])
+    learner.loop(stream[0])
+    assert all(
+        before < after
+        for one, next_one in zip(counts, counts[1:], strict=False)
+        for before, after in zip(one, next_one, strict=True)
+    )
+    assert len(counts) == 6 and weights
+
+
 def test_replayed_examples_are_of_earlier_turns_and_get_todays_stage():
     learner, stream = make_learner(plugins=[{**REPLAY, "batch_size_mem": 3}], stages=2)
     learner.loop(stream[0])

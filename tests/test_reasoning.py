@@ -12,7 +12,7 @@ from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.drift import DriftReference, drift
 from cl_softcot.models.decoding import generate
-from cl_softcot.models.head import few_logits, token_losses
+from cl_softcot.models.head import packed_logits, token_losses
 from cl_softcot.policy import BasePolicy, MethodPolicy
 from cl_softcot.reasoning.base import Batch, Phase
 from cl_softcot.reasoning.coconut import Coconut
@@ -600,12 +600,36 @@ def test_a_frozen_heads_logits_are_made_once_or_not_at_all(tmp_path, monkeypatch
         torch.testing.assert_close(token_losses(backbone, part, labels), expected)
 
 
-@pytest.mark.parametrize("n", [1, 2, 8])
-def test_few_states_and_a_large_head_are_multiplied_the_other_way_round(n):
-    weight = torch.randn(2**13, 128)
-    hidden = torch.randn(n, 1, 128)
+@pytest.fixture
+def large_head(tmp_path, monkeypatch):
+    backbone = words_model(tmp_path)
+    monkeypatch.setattr("cl_softcot.models.head._PACKED", range(1, 2**20))
+    return backbone
+
+
+@pytest.mark.parametrize("shape", [(1,), (8, 1), (3, 5), (100,)], ids=str)
+def test_a_large_heads_logits_come_from_a_copy_in_another_layout(large_head, shape):
+    hidden = torch.randn(*shape, large_head.width)
+    expected = hidden @ large_head.model.lm_head.weight[: large_head.vocab_size].t()
+    assert packed_logits(large_head, hidden) is None  # gradients take the usual way
     with torch.no_grad():
-        found = few_logits(weight, hidden)
-        torch.testing.assert_close(found, hidden @ weight.t(), rtol=1e-5, atol=1e-4)
-        assert few_logits(weight, torch.randn(9, 128)) is None and few_logits(weight[:100], hidden) is None
-    assert few_logits(weight, hidden) is None  # gradients take the usual way
+        found = packed_logits(large_head, hidden)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(large_head.logits(hidden), found) and found.is_contiguous()
+        assert packed_logits(large_head, hidden.double()) is None
+
+
+@pytest.mark.parametrize("change", ["in place", "another", "fewer words"])
+def test_the_copy_of_a_head_is_never_older_than_the_head(large_head, change):
+    head, hidden = large_head.model.lm_head, torch.randn(2, large_head.width)
+    with torch.no_grad():
+        before = packed_logits(large_head, hidden)
+        if change == "in place":
+            head.weight.mul_(2.0)
+        elif change == "another":
+            head.weight = torch.nn.Parameter(2.0 * head.weight, requires_grad=False)
+        else:
+            large_head.vocab_size -= 3
+        found = packed_logits(large_head, hidden)
+    assert found.shape[-1] == large_head.vocab_size and (found.shape[-1] < before.shape[-1]) == (change == "fewer words")
+    torch.testing.assert_close(found, hidden @ head.weight[: large_head.vocab_size].t(), rtol=1e-5, atol=1e-5)

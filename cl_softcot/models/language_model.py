@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cl_softcot import parallel
 from cl_softcot.errors import UserError
-from cl_softcot.models.head import few_logits, plain_weight
+from cl_softcot.models.head import packed_logits
 from cl_softcot.models.lean import make_lean
 from cl_softcot.models.loading import DTYPES, check_choices, device_of, read_model, read_tokenizer, resolve
 from cl_softcot.models.recompute import recomputed
@@ -135,11 +135,10 @@ class LanguageModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
-        head = self.model.get_output_embeddings()
-        weight_VD = plain_weight(self)
-        logits = None if weight_VD is None else few_logits(weight_VD, hidden)
+        logits = packed_logits(self, hidden)
         if logits is not None:
             return logits
+        head = self.model.get_output_embeddings()
         with self.autocast():
             logits = head(hidden.to(head.weight.device))
         logits = logits[..., : self.vocab_size]
