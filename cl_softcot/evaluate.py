@@ -58,17 +58,22 @@ class Answers:
         return self.known.get((fingerprint, probe.kind, example.id))
 
 
-def answer(policy: Any, probe: Probe, answers: Answers, max_new_tokens: int) -> list[Prediction]:
-    """Every example of a probe answered by the policy and judged; known answers are taken over."""
-    prints = [policy.fingerprint_for(example) for example in probe.examples]
-    found = [answers.get(f, probe, e) for f, e in zip(prints, probe.examples, strict=True)]
+def answer(policy: Any, probes: Sequence[Probe], answers: Answers, max_new_tokens: int) -> list[list[Prediction]]:
+    """Every example of each probe answered by the policy and judged; known answers are taken over.
+
+    What is missing of all probes is answered together: with the last answers of one begin those of the next.
+    """
+    asked = [(probe, example, policy.fingerprint_for(example)) for probe in probes for example in probe.examples]
+    found = [answers.get(fingerprint, probe, example) for probe, example, fingerprint in asked]
     missing = [i for i, prediction in enumerate(found) if prediction is None]
     if missing:
-        generations = policy.generate([probe.examples[i] for i in missing], max_new_tokens)
+        generations = policy.generate([asked[i][1] for i in missing], max_new_tokens)
         for i, generation in zip(missing, generations, strict=True):
-            found[i] = _prediction(probe, probe.examples[i], generation, prints[i])
+            probe, example, fingerprint = asked[i]
+            found[i] = _prediction(probe, example, generation, fingerprint)
     answers.remember(found)
-    return found
+    in_order = iter(found)
+    return [[next(in_order) for _ in probe.examples] for probe in probes]
 
 
 def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: str) -> Prediction:
@@ -138,7 +143,7 @@ class Evaluator:
 
     def measure_base(self, shared: Path) -> None:
         """Answers everything as the base does and keeps it in ``shared``: done once, used by every method."""
-        predictions = [p for probe in (*self.tasks, *self.families) for p in self._answer(self.base, probe)]
+        predictions = [p for answered in self._answer(self.base, [*self.tasks, *self.families]).values() for p in answered]
         continuations = {
             name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
         }
@@ -199,9 +204,9 @@ class Evaluator:
         started = working_seconds()
         whole = index % self.settings.every == 0 or index == len(self.tasks)
         families = self.families if whole else []
-        used = {probe.name: self._answer(policy, probe) for probe in self._asked(index)}
-        kept = {probe.name: self._answer(policy, probe) for probe in families}
-        bare = {probe.name: self._answer(alone, probe) for probe in families}
+        answered = self._answer(policy, [*self._asked(index), *families])
+        kept = {probe.name: answered.pop(probe.name) for probe in families}
+        used, bare = answered, self._answer(alone, families)
         written = [*used.values(), *kept.values()]
         parallel.from_main(lambda: _write_row(folder / "predictions", index, written, list(bare.values())))
         row = {
@@ -228,10 +233,12 @@ class Evaluator:
 
     def untrained(self, policy: Any) -> list[float]:
         """Accuracy of the base in the method's own mode (its thoughts and prompts, nothing learned yet), a task each."""
-        return [accuracy_of(self._answer(policy, probe)) for probe in self.tasks]
+        return [accuracy_of(answered) for answered in self._answer(policy, self.tasks).values()]
 
-    def _answer(self, policy: Any, probe: Probe) -> list[Prediction]:
-        return answer(policy, probe, self.answers, self.settings.max_new_tokens)
+    def _answer(self, policy: Any, probes: Sequence[Probe]) -> dict[str, list[Prediction]]:
+        """By the probes' names, which are all different."""
+        answered = answer(policy, probes, self.answers, self.settings.max_new_tokens)
+        return {probe.name: predictions for probe, predictions in zip(probes, answered, strict=True)}
 
     def _accuracies(self, used: Mapping[str, list[Prediction]]) -> dict[str, Any]:
         rows: dict[str, Any] = {"values": [], "n": [], "intervals": [], "unanswered": [], "by": {}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -188,6 +189,8 @@ class PerTaskPolicy:
     the identity.
     """
 
+    keeps_states = True
+
     def __init__(self, bank: TaskBank, router: Router, base: MethodPolicy | None = None, *, batch_size: int = 256):
         self.bank = bank
         self.router = router
@@ -212,11 +215,16 @@ class PerTaskPolicy:
             self._routes.update(((e.task, e.question), r) for e, r in zip(new, routes, strict=True))
         return [self._routes[key] for key in keys]
 
-    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:
-        """Answers in the order of the examples."""
+    def generate(
+        self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None, *, states: bool = False
+    ) -> list[Generation]:
+        """Answers in the order of the examples; ``states`` are what ``hidden_states`` gives."""
 
         def answer(policy: MethodPolicy, rows: list[int]) -> list[Generation]:
-            return policy.generate([examples[i] for i in rows], max_new_tokens, sample_seed)
+            written = policy.generate([examples[i] for i in rows], max_new_tokens, sample_seed, states=states)
+            if not self._own_heads:
+                return written
+            return [replace(w, states_TD=policy.head(w.states_TD)) if w.states_TD is not None else w for w in written]
 
         return self._by_route(examples, answer)
 

@@ -52,6 +52,8 @@ class MethodPolicy:
         weights_alone: the bare weights in plain chain of thought, without anything that the method brings.
     """
 
+    keeps_states = True  # see ``metrics.drift``
+
     def __init__(self, parts: Parts, strategy: Any | None, *, batch_size: int = 256, weights_alone: bool = False):
         self.parts = dataclasses.replace(parts, reasoning=Cot()) if weights_alone else parts
         self.strategy = strategy
@@ -60,17 +62,23 @@ class MethodPolicy:
         self._fingerprint: str | None = None
 
     @torch.no_grad()
-    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:
+    def generate(
+        self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None, *, states: bool = False
+    ) -> list[Generation]:
         """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed.
 
         Several processes deal out the batches.
+
+        Args:
+            states: keep the hidden states that the tokens were chosen by, where they can be had without further work.
         """
         encoded = self._encode(examples)
         numbers_NT = None if sample_seed is None else random_numbers(len(encoded), max_new_tokens, sample_seed)
 
         def write(rows: Sequence[int]) -> list[Generation]:
             chosen, sample = [encoded[i] for i in rows], None if numbers_NT is None else numbers_NT[list(rows)]
-            return generate(self.parts.reasoning, self.parts, chosen, max_new_tokens, sample=sample, batch_size=self.batch_size)
+            options = {"sample": sample, "batch_size": self.batch_size, "states": states and parallel.size() == 1}
+            return generate(self.parts.reasoning, self.parts, chosen, max_new_tokens, **options)
 
         with self._answering():
             if parallel.size() == 1:
@@ -162,10 +170,12 @@ class BasePolicy(MethodPolicy):
         super().__init__(Parts(backbone, None, reasoning or Cot()), None, batch_size=batch_size)
         self.cached = cached
 
-    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]:
+    def generate(
+        self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None, *, states: bool = False
+    ) -> list[Generation]:
         """As ``MethodPolicy`` does; greedy answers from the cache where they are in it."""
-        if not self.cached or sample_seed is not None or not examples:
-            return super().generate(examples, max_new_tokens, sample_seed)
+        if not self.cached or sample_seed is not None or states or not examples:
+            return super().generate(examples, max_new_tokens, sample_seed, states=states)
         prompts = [e.prefix_ids for e in self._encode(examples)]
         kept = GreedyTexts(self.parts.backbone, self.fingerprint, prompts, max_new_tokens, self.batch_size)
         # One process looks, so that all compute or none does.

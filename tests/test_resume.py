@@ -29,7 +29,7 @@ from run_fakes import (
 TRAINED = [name for name in METHODS if name != "base_direct"]
 DURABLE_WRITE = "os:fsync"  # twice a file, once a line of a log: between two calls nothing on the disk changes
 OPTIMISER_STEP = "cl_softcot.learning:TrainingLoop._count_step"
-ANSWERED_SET = "cl_softcot.evaluate:answer"
+JUDGED = "cl_softcot.evaluate:_prediction"
 
 
 # ----------------------------------------------------------------------------------------------- kill -9, exactly
@@ -48,12 +48,12 @@ def test_killed_again_and_again_equals_uninterrupted(method, tmp_path):
     assert_same_numbers(tmp_path / "out", finished(), [method])
 
 
-@pytest.mark.parametrize("what", [OPTIMISER_STEP, ANSWERED_SET])
+@pytest.mark.parametrize(("what", "calls"), [(OPTIMISER_STEP, (3, 4, 5)), (JUDGED, (30, 20, 10))])
 @pytest.mark.parametrize("method", ["lora_nearest", "lora_replay"])
-def test_killed_while_learning_and_while_answering(method, what, tmp_path):
+def test_killed_while_learning_and_while_answering(method, what, calls, tmp_path):
     """Three times, each start getting a little farther: behind a checkpoint inside a turn, and in the middle of a row."""
     path = write(tmp_path, small(method))
-    for n in (3, 4, 5):
+    for n in calls:
         ended = start(path, "output_dir=out", cwd=tmp_path, kill_at=(what, n))
         assert ended.status == -signal.SIGKILL, ended.text
     assert start(path, "output_dir=out", cwd=tmp_path).status == 0
@@ -92,7 +92,7 @@ def test_finished_work_is_kept_and_not_done_again(tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished(), out)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((out / "runs").rglob("*")) if p.is_file()}
-    ended = start(write(tmp_path, small(*METHODS)), "output_dir=out", cwd=tmp_path, kill_at=(ANSWERED_SET, 1))
+    ended = start(write(tmp_path, small(*METHODS)), "output_dir=out", cwd=tmp_path, kill_at=(JUDGED, 1))
     assert ended.status == 0, ended.text  # nothing was answered
     after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((out / "runs").rglob("*")) if p.is_file()}
     assert after == before

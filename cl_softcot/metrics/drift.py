@@ -24,7 +24,8 @@ A *policy* is anything with
   identity as head; so does one in which examples have heads of their own),
 * ``generate(examples, max_new_tokens, sample_seed=None) -> list`` of objects with ``ids`` (greedy without a
   seed); where they also say that the text is ``finished``, ``eos_id`` is what ended it and was left out of
-  ``ids``,
+  ``ids``. If the policy has ``keeps_states``, it takes ``states=True`` and may put ``states_TD`` there: what ``hidden_states``
+  of the text would be, so that it need not be read again,
 * ``fingerprint_for(example) -> str`` or ``fingerprint: str``: equal for equal weights and equal way of
   answering.
 
@@ -126,14 +127,15 @@ def written_ids(
 
     With the end-of-text token where the policy ended a text by itself: to stop is a choice too.
     """
-    texts = []
-    for generation in policy.generate(list(examples), max_new_tokens, sample_seed=sample_seed):
-        ids = [int(token) for token in generation.ids]
-        if getattr(generation, "finished", False):
-            end = getattr(generation, "end_id", None)  # some models have several
-            ids.append(int(policy.eos_id if end is None else end))
-        texts.append(ids)
-    return texts
+    return [_whole(policy, generation) for generation in policy.generate(list(examples), max_new_tokens, sample_seed=sample_seed)]
+
+
+def _whole(policy: DriftPolicy, generation: Any) -> list[int]:
+    ids = [int(token) for token in generation.ids]
+    if getattr(generation, "finished", False):
+        end = getattr(generation, "end_id", None)  # some models have several
+        ids.append(int(policy.eos_id if end is None else end))
+    return ids
 
 
 @dataclass(frozen=True)
@@ -212,28 +214,36 @@ def drift(
     if "reverse_kl" in directions:
         samples = _samples(policy, base_policy, rows, max_new_tokens, sample_seed, shared_vocab)
         # Where the sample is the very text of the forward direction, the places are the same and so is what was found there.
-        known = [found if ids == row.continuation else None for row, ids, found in zip(rows, samples, on_base, strict=True)]
+        known = [found if s.ids == row.continuation else None for row, s, found in zip(rows, samples, on_base, strict=True)]
         asked = [
-            row.with_text(ids) if row.moved and found is None else None
-            for row, ids, found in zip(rows, samples, known, strict=True)
+            row.with_text(sample) if row.moved and found is None else None
+            for row, sample, found in zip(rows, samples, known, strict=True)
         ]
         found = [k or f for k, f in zip(known, compare(asked), strict=True)]
-        _collect(values, "reverse_kl", rows, list(map(len, samples)), found)
+        _collect(values, "reverse_kl", rows, [len(sample.ids) for sample in samples], found)
     return values
 
 
 @dataclass(frozen=True)
 class _Row:
-    """An example of a set, a text to measure on, and the base's states there, where they are known."""
+    """An example of a set, a text to measure on, and both sides' states there, where they are known."""
 
     set: str
     example: Any
     continuation: list[int]
     base_states_TD: Tensor | None
     moved: bool
+    policy_states_TD: Tensor | None = None
 
-    def with_text(self, ids: list[int]) -> _Row:
-        return replace(self, continuation=ids, base_states_TD=None)
+    def with_text(self, sample: _Sample) -> _Row:
+        return replace(self, continuation=sample.ids, base_states_TD=None, policy_states_TD=sample.states_TD)
+
+
+class _Sample(NamedTuple):
+    """A text of the policy's own, and the states that its tokens were chosen by, where they were kept."""
+
+    ids: list[int]
+    states_TD: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -250,10 +260,11 @@ class _Comparison:
         if not asked:
             return [None] * len(rows)
         examples, texts = [row.example for row in asked], [row.continuation for row in asked]
-        base = [row.base_states_TD for row in asked]
+        base, states = [row.base_states_TD for row in asked], [row.policy_states_TD for row in asked]
         if base[0] is None:
             base = _states(self.base_policy.hidden_states, examples, texts)
-        states = _states(self.policy.hidden_states, examples, texts)
+        if any(known is None for known in states):
+            states = _states(self.policy.hidden_states, examples, texts)
         kl = kl_from_hidden(
             torch.cat(base), self.base_policy.head, torch.cat(states), self.policy.head, self.shared_vocab, self.chunk
         )
@@ -286,18 +297,24 @@ def _samples(
     max_new_tokens: int,
     seed: int,
     shared_vocab: Tensor | Sequence[int] | None,
-) -> list[list[int]]:
+) -> list[_Sample]:
     """The policy's own texts, each up to its first token that the base cannot read; none in sets where nothing moved."""
     moved = {row.set for row in rows if row.moved}
     asked = [row for row in rows if row.set in moved]
     if not asked:
-        return [[] for _ in rows]
+        return [_Sample([]) for _ in rows]
     if shared_vocab is None:
         shared = range(base_policy.head(asked[0].base_states_TD[:1]).shape[-1])
     else:
         shared = set(torch.as_tensor(shared_vocab).tolist())
-    texts = iter(written_ids(policy, [row.example for row in asked], max_new_tokens, seed))
-    return [list(takewhile(shared.__contains__, next(texts))) if row.set in moved else [] for row in rows]
+    options = {"states": True} if getattr(policy, "keeps_states", False) else {}
+    written = iter(policy.generate([row.example for row in asked], max_new_tokens, sample_seed=seed, **options))
+
+    def sample(generation: Any) -> _Sample:
+        ids, states_TD = list(takewhile(shared.__contains__, _whole(policy, generation))), getattr(generation, "states_TD", None)
+        return _Sample(ids, None if states_TD is None else states_TD[: len(ids)])
+
+    return [sample(next(written)) if row.set in moved else _Sample([]) for row in rows]
 
 
 def _states(states_of: Callable[..., Sequence[Tensor]], examples: list[Any], continuations: list[list[int]]) -> list[Tensor]:

@@ -242,13 +242,15 @@ class Reasoning(nn.Module):
             room: columns to set aside for what will be written, when decoding without gradients.
         """
         state, piece_BTD, mask_BT = self.prefix(parts, batch, edit, room)
-        hidden_BTD = forward(parts.backbone, state, piece_BTD, mask_BT)
-        state.logits_BV = parts.backbone.logits(hidden_BTD[:, -1])
+        state.hidden_BD = forward(parts.backbone, state, piece_BTD, mask_BT)[:, -1]
+        state.logits_BV = parts.backbone.logits(state.hidden_BD)
         return state
 
     def extend(self, parts: Parts, state: State, ids_BT: Tensor) -> Tensor:
         """Append given tokens; the logits after each of them, [B, T, V]."""
-        return parts.backbone.logits(forward(parts.backbone, state, parts.backbone.embed(ids_BT)))
+        hidden_BTD = forward(parts.backbone, state, parts.backbone.embed(ids_BT))
+        state.hidden_BD = hidden_BTD[:, -1]
+        return parts.backbone.logits(hidden_BTD)
 
     def step(self, parts: Parts, state: State, ids_B: Tensor) -> Tensor:
         """Append one token a row; the logits of the next, [B, V]."""
@@ -259,7 +261,8 @@ class Reasoning(nn.Module):
 
         The same as ``begin`` and ``extend`` with the target, in one call of the backbone less.
         """
-        state, piece_BTD, mask_BT = self.prefix(parts, batch, edit, None)
+        room = None if torch.is_grad_enabled() else batch["target_BT"].shape[1]
+        state, piece_BTD, mask_BT = self.prefix(parts, batch, edit, room)
         given_BT = batch["target_BT"][:, :-1]  # the last target token predicts nothing
         inputs_BTD = torch.cat([piece_BTD, parts.backbone.embed(given_BT).to(piece_BTD.dtype)], 1)
         mask_BT = torch.cat([mask_BT, batch["labels"][:, :-1] != IGNORED], 1)
