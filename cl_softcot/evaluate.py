@@ -213,7 +213,7 @@ class Evaluator:
             "row": index,
             "accuracy": self._accuracies(used),
             "retention": {"as_used": self._retention(kept), "weights_alone": self._retention(bare)},
-            "drift": {"as_used": self._drift(policy), "weights_alone": self._drift(alone)} if whole else dict(_NO_DRIFT),
+            "drift": self._drifts(policy, alone) if whole else dict(_NO_DRIFT),
             "cost": cost_per_answer([_Cost(p["tokens"], p["forward_passes"]) for ps in used.values() for p in ps]),
         }
         routing = self._routing(policy)
@@ -256,6 +256,13 @@ class Evaluator:
             return None
         outcomes = {probe.name: [p["outcome"] == "right" for p in answered[probe.name]] for probe in self.families}
         return retention(outcomes, self.same_family, self.settings.bootstrap)
+
+    def _drifts(self, policy: Any, alone: Any) -> dict[str, dict[str, Any]]:
+        """Of both ways of answering, which are one where a method brings nothing but its weights and answers in plain CoT."""
+        used = self._drift(policy)
+        examples = [example for reference in self._references for example in reference.examples]
+        same = all(policy.fingerprint_for(example) == alone.fingerprint_for(example) for example in examples)
+        return {"as_used": used, "weights_alone": dict(used) if same else self._drift(alone)}
 
     def _drift(self, policy: Any) -> dict[str, Any]:
         return drift(policy, self.base, self._references, max_new_tokens=self.settings.max_new_tokens)

@@ -29,7 +29,9 @@ from cl_softcot.models.language_model import load_language_model
 from cl_softcot.models.lean import make_lean
 from cl_softcot.models.projector import Projector
 from cl_softcot.models.scratch import make_model_folder
+from cl_softcot.policy import MethodPolicy
 from cl_softcot.reasoning.base import Parts, Phase
+from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from strategies.lora import Lora
 
@@ -95,6 +97,64 @@ def test_batch_size_changes_no_answer(backbone):
     encoded = encode(backbone, parts.reasoning, examples(20, seed=3))
     whole = generate(parts.reasoning, parts, encoded, 12, batch_size=32)
     assert [g.ids for g in whole] == [g.ids for g in generate(parts.reasoning, parts, encoded, 12, batch_size=3)]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_few_batches_leave_over_is_written_together(tmp_path, monkeypatch, sampled):
+    """Batches of 8 with answers of all lengths; one after the other, each would take as many steps as its longest has words."""
+    backbone = words_model(tmp_path)
+    parts, limit = parts_of(backbone, Cot()), 24
+    encoded = encode(backbone, parts.reasoning, examples(32))
+    end_at_different_times(backbone, [one_by_one(backbone, e.prefix_ids, limit) for e in encoded])
+    numbers = random_numbers(32, limit, 3) if sampled else None
+    alone = [
+        generate(parts.reasoning, parts, [e], limit, sample=None if numbers is None else numbers[i : i + 1], drafts=False)[0]
+        for i, e in enumerate(encoded)
+    ]
+    sizes, run = [], backbone.run_core
+    monkeypatch.setattr(backbone, "run_core", lambda x, **k: sizes.append(tuple(x.shape[:2])) or run(x, **k))
+
+    def steps() -> list[int]:
+        """Rows of each call that adds one token."""
+        sizes.clear()
+        assert generate(parts.reasoning, parts, encoded, limit, sample=numbers, batch_size=8, drafts=False) == alone
+        rows = [rows for rows, columns in sizes if columns == 1]
+        assert len(sizes) - len(rows) == 4 and max(rows) <= 8
+        return rows
+
+    together = steps()
+    monkeypatch.setattr("cl_softcot.models.decoding._FEW", 0.0)
+    one_after_the_other = steps()
+    assert len(together) < len(one_after_the_other)
+
+
+@pytest.mark.parametrize("places", [1, 40, 10**6])
+def test_prompts_are_read_a_few_rows_at_a_time(backbone, monkeypatch, places):
+    parts = parts_of(backbone, Cot())
+    encoded = encode(backbone, parts.reasoning, examples(9))
+    expected = [one_by_one(backbone, e.prefix_ids, 10) for e in encoded]
+    monkeypatch.setattr("cl_softcot.models.decoding._NUMBERS_IN_CACHE", 0)
+    monkeypatch.setattr("cl_softcot.models.decoding._LEAST_PLACES", places)
+    rows, run = [], backbone.run_core
+    monkeypatch.setattr(backbone, "run_core", lambda x, **k: rows.append(len(x)) or run(x, **k))
+    assert [g.ids for g in generate(parts.reasoning, parts, encoded, 10, drafts=False)] == expected
+    assert rows[0] == min(9, max(1, places // max(len(e.prefix_ids) for e in encoded)))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("way", [Cot(), Coconut(Coconut.Settings(max_stage=2))], ids=["cot", "coconut"])
+def test_states_that_are_kept_are_those_that_reading_the_text_gives(tmp_path, way, sampled):
+    backbone = words_model(tmp_path)
+    parts = parts_of(backbone, way)
+    policy = MethodPolicy(parts, None, batch_size=5)
+    items = examples(12)
+    end_at_different_times(backbone, [g.ids for g in policy.generate(items, 10)])
+    written = policy.generate(items, 10, sample_seed=3 if sampled else None, states=True)
+    assert written == policy.generate(items, 10, sample_seed=3 if sampled else None)
+    texts = [g.ids + [backbone.eos_id] * g.finished for g in written]
+    assert len(set(map(len, texts))) > 2
+    for kept_TD, read_TD in zip((g.states_TD for g in written), policy.hidden_states(items, texts), strict=True):
+        torch.testing.assert_close(kept_TD, read_TD, rtol=1e-4, atol=1e-4)
 
 
 def test_end_of_text_as_the_first_token_is_an_empty_answer(tmp_path):

@@ -13,6 +13,7 @@ CASES: dict[str, Callable[[str, bool], Case]] = {
     "coconut_generation": coconut.generation,
     "softcot_training": softcot.training,
     "softcot_evaluation": softcot.evaluation,
+    "softcot_evaluation_short": softcot.evaluation_short,
     "embedded_coconut_step": embedded.coconut_step,
     "embedded_cot_step": embedded.cot_step,
     "embedded_softcot_step": embedded.softcot_step,

@@ -134,12 +134,22 @@ def needed_for_training(shape: Shape, rows: Sequence[Encoded], slot: int, owned:
 
 
 def evaluation(device: str, quick: bool) -> Case:
-    """64 greedy answers to questions that nobody has read before; and once more when both models have."""
-    backbone, assistant, n, count, question, limit = BACKBONE, ASSISTANT, 4, 64, 260, 64
+    """64 greedy answers of 220 tokens, as long as those of training, to questions that nobody has read before."""
+    return _evaluation("softcot_evaluation", 220, None, device, quick)
+
+
+def evaluation_short(device: str, quick: bool) -> Case:
+    """The same with answers of about 20 tokens, where reading the questions is most of the work."""
+    return _evaluation("softcot_evaluation_short", 64, 32, device, quick)
+
+
+def _evaluation(name: str, limit: int, end_after: int | None, device: str, quick: bool) -> Case:
+    """Also once more when both models have read the questions."""
+    backbone, assistant, n, count, question = BACKBONE, ASSISTANT, 4, 64, 260
     if quick:
         backbone, assistant, count, question, limit = smaller(BACKBONE), smaller(ASSISTANT), 3, 20, 6
     examples = random_examples(count, backbone.vocabulary, question=(question - question // 10, question))
-    make_parts = partial(parts_of, backbone, assistant, n, device)
+    make_parts = partial(parts_of, backbone, assistant, n, device, end_after=end_after)
     parts = make_parts()
     rows = [parts.reasoning.encode(parts.backbone.text, e, Phase(0, 0), random.Random(0)) for e in examples]
     prompts = [row.prefix_ids for row in rows]
@@ -186,15 +196,15 @@ def evaluation(device: str, quick: bool) -> Case:
     alone = operations(helper, [Call(len(q) + n, logits=len(q) + n) for q in questions], causal=False)
     together = operations(helper, [Call(longest, times=count)], causal=False)
     return Case(
-        "softcot_evaluation",
-        f"{count} greedy answers, {n} thoughts",
+        name,
+        f"{count} greedy answers of {round(sum(written) / count)} tokens on average, {n} thoughts",
         sizes(backbone, rows)
         | {"assistant": f"{assistant.layers}x{assistant.width}", "thoughts": n, "answer_tokens": [min(written), max(written)]}
         | {"mean_answer_tokens": sum(written) / count},
         [
             Variant(OURS, ours(cold=True)),
             Variant("ours, seen before", ours(cold=False)),
-            Variant("published", published, [*one_by_one(shape, lengths, written), Work("thinking", alone, 0.0)], every=3),
+            Variant("published", published, [*one_by_one(shape, lengths, written), Work("thinking", alone, 0.0)], every=7),
             Variant("cached", cached, [*padded_answering_work(shape, lengths, written), Work("thinking", together, 0.0)]),
         ],
         needed,
@@ -209,9 +219,16 @@ def one_by_one(shape: Shape, prompts: Sequence[int], written: Sequence[int]) -> 
     return [work for works in alone for work in works]
 
 
-def parts_of(backbone: ModelSize, assistant: ModelSize, n: int, device: str, dtype: torch.dtype = torch.float32) -> Parts:
+def parts_of(
+    backbone: ModelSize,
+    assistant: ModelSize,
+    n: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    end_after: int | None = 32,
+) -> Parts:
     """Random models and a projector between them."""
-    made = random_model(backbone, answer_tokens=32, device=device, dtype=dtype)
+    made = random_model(backbone, answer_tokens=end_after, device=device, dtype=dtype)
     parts = Parts(made, random_model(assistant, seed=1, device=device, dtype=dtype), Softcot(Softcot.Settings(soft_thoughts=n)))
     parts.reasoning.build(parts, seed=0)
     return parts
