@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import statistics
@@ -108,29 +107,18 @@ def _once(name: str, job: Callable[[], Any]) -> Any:
 def _as_it_runs(name: str) -> Iterator[None]:
     """The product runs with deterministic algorithms, one thread, and memory that it does not give back; what it is compared with
     does not pay for the first, and has no gain from the last."""
+    from cl_softcot.one_run import keep_freed_memory, make_exact
+
     before = torch.are_deterministic_algorithms_enabled()
     if name.startswith(OURS):
-        from cl_softcot.one_run import make_exact
-
         make_exact()
     else:
-        _give_memory_back()
+        # What glibc does in a process that sets nothing, once its thresholds have grown.
+        keep_freed_memory(mapped=32 << 20, at_the_end=64 << 20)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _give_memory_back() -> None:
-    """What glibc does in a process that sets nothing, once its thresholds have grown: blocks above 32 MB are the system's again
-    when they are freed, and so is what is free at the end beyond twice that."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        for option, size in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20)):
-            set_option(option, size)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def _compared(firsts: Mapping[str, Any], tolerance: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import DynamicCache
 
+from cl_softcot.models.decoding import WAITING
 from cl_softcot.models.head import LOGITS_AT_ONCE
 from cl_softcot.models.shapes import Unloaded, architecture, as_on_a_device, period, without_memory
 from cl_softcot.reasoning.base import Parts
@@ -460,14 +461,16 @@ def micro_batch(train: Any, processes: int = 1) -> int:
 
 
 def _answering(config: Any, method: Any, sizes: Sizes, trained: Trained, text: Text) -> dict[str, float]:
-    """The largest batch of answers: its cache, and the passing peak of reading the prompts."""
+    """The largest batch of answers: its cache, that of answers which wait for it, and the passing peak of reading the prompts."""
     settings, backbone = config.evaluate, config.backbone
     size = getattr(torch, backbone.dtype).itemsize
-    B = min(settings.batch_size, max(settings.test, settings.retention))
+    questions = max(len(config.tasks) * settings.test, settings.retention)  # of all tasks together
+    B = min(settings.batch_size, questions)
     reasoning = method.reasoning.cls(method.reasoning.settings)
     read = text.prompt + len(reasoning.thoughts(reasoning.final_phase().stage))
     columns = read + settings.max_new_tokens
-    found = {"cache of keys and values": B * columns * sizes.depth * sizes.kv_width * size}
+    waiting = WAITING * settings.batch_size if questions > settings.batch_size else 0
+    found = {"cache of keys and values": (B + waiting) * columns * sizes.depth * sizes.kv_width * size}
     # The inner map of one layer with its gate, the residual stream, and attention's mask or weights.
     eager = (backbone.attention or ("eager" if backbone.path.startswith("builtin:") else "sdpa")) == "eager"
     weights = B * read * read * (sizes.heads * (FP32 + size) if eager else size)

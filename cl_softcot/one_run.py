@@ -141,16 +141,21 @@ def make_exact() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging that costs a pass over memory
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-        _keep_freed_memory()
+        keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory(mapped: int = 1 << 30, at_the_end: int = 1 << 30) -> None:
     """Freed memory stays with the process: glibc would give every large tensor back to the system, which hands it out again page
-    by page. Nothing where the C library is another one."""
+    by page. Nothing where the C library is another one.
+
+    Args:
+        mapped: bytes from which on a block is the system's again as soon as it is freed.
+        at_the_end: bytes that may be free behind all that is used.
+    """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            set_option(option, 1 << 30)
+        for option, size in ((_M_MMAP_THRESHOLD, mapped), (_M_TRIM_THRESHOLD, at_the_end)):
+            set_option(option, size)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

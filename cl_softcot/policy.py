@@ -83,10 +83,10 @@ class MethodPolicy:
         with self._answering():
             if parallel.size() == 1:
                 return write(range(len(encoded)))
-            # The batches that one process makes, so that an answer has the same company everywhere.
             batches = alike([(len(e.prefix_ids),) for e in encoded], self.batch_size)
-            written = [w for batch in parallel.dealt(batches, write) for w in batch]
-        found = dict(zip(chain(*batches), written, strict=True))
+            shares = [list(chain(*batches[i :: parallel.size()])) for i in range(parallel.size())]
+            written = [w for share in parallel.dealt(shares, write) for w in share]
+        found = dict(zip(chain(*shares), written, strict=True))
         return [found[i] for i in range(len(encoded))]
 
     @torch.no_grad()

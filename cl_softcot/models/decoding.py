@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # takes about as long as a step of the rows that are copied.
 _COPY = 1.0
 # Shares of a batch: fewer rows than these are not worth a step while others can be waited for, and more do not wait.
-_FEW, _WAITING = 1 / 4, 1 / 2
+_FEW, WAITING = 1 / 4, 1 / 2
 # Measured with the embedded models: where a batch of fewer rows, or with less padding, costs more than it saves.
 _WORTH_A_BATCH, _PADDED = 32, 1.1
 # Measured on a CPU: what lies between matrix products stays in a core's cache if hidden states are of so many numbers at a time,
@@ -93,6 +93,7 @@ class _RoomyLayer(DynamicLayer):
         """The rows of several layers in one. Of each, the columns [B, n] that are told, which then end at the same place."""
         T = max(columns_Bn.shape[1] for columns_Bn in columns)
         whole, start, first = cls(sum(map(len, columns)), T + room), 0, layers[0]
+        columns = [columns_Bn.to(first.device) for columns_Bn in columns]  # layers may stand on several GPUs
         whole.dtype, whole.device, whole.is_initialized = first.dtype, first.device, True
         for name in ("_keys", "_values"):
             _, heads, _, width = getattr(first, name).shape
@@ -412,7 +413,7 @@ class _Writer:
         few = int(_FEW * self.batch_size) if self.free else 0
         for part in parts:
             self._go_on(part, few)
-        while sum(len(writing.rows_B) for writing in self.waiting) > _WAITING * self.batch_size:
+        while sum(len(writing.rows_B) for writing in self.waiting) > WAITING * self.batch_size:
             self._go_on(self._together(), few)
 
     def finish(self) -> None:

@@ -105,9 +105,9 @@ class _KnownGradient(torch.autograd.Function):
     back is known as soon as the loss is, but for a factor."""
 
     @staticmethod
-    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * factor_N[:, None].to(gradient_ND.dtype), None, None, None
+        return gradient_ND * factor_N[:, None].to(gradient_ND.dtype), *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 class _AttendedHead(_KnownGradient):
@@ -121,10 +121,6 @@ class _AttendedHead(_KnownGradient):
         rows_ND = weight_VD[labels_N]
         ctx.save_for_backward(mean_11ND.view_as(hidden_ND) - rows_ND)
         return log_sum_11N.view(-1).to(hidden_ND.dtype) - torch.linalg.vecdot(hidden_ND, rows_ND)
-
-    @staticmethod
-    def backward(ctx: Any, factor_N: Tensor) -> tuple[Tensor, None, None]:
-        return _KnownGradient.backward(ctx, factor_N)[:3]
 
 
 class _FrozenHead(_KnownGradient):
