@@ -216,15 +216,23 @@ class PerTaskPolicy:
         return [self._routes[key] for key in keys]
 
     def generate(
-        self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None, *, states: bool = False
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        sample_seed: int | None = None,
+        *,
+        read: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
-        """Answers in the order of the examples; ``states`` are what ``hidden_states`` gives."""
+        """Answers in the order of the examples; ``read`` as in ``MethodPolicy``."""
 
         def answer(policy: MethodPolicy, rows: list[int]) -> list[Generation]:
-            written = policy.generate([examples[i] for i in rows], max_new_tokens, sample_seed, states=states)
+            texts = None if read is None else [read[i] for i in rows]
+            written = policy.generate([examples[i] for i in rows], max_new_tokens, sample_seed, read=texts)
             if not self._own_heads:
                 return written
-            return [replace(w, states_TD=policy.head(w.states_TD)) if w.states_TD is not None else w for w in written]
+            kept = [{name: getattr(g, name) for name in ("states_TD", "draft_states_TD")} for g in written]
+            logits = [{name: policy.head(h_TD) for name, h_TD in states.items() if h_TD is not None} for states in kept]
+            return [replace(g, **changed) for g, changed in zip(written, logits, strict=True)]
 
         return self._by_route(examples, answer)
 

@@ -63,21 +63,27 @@ class MethodPolicy:
 
     @torch.no_grad()
     def generate(
-        self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None, *, states: bool = False
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        sample_seed: int | None = None,
+        *,
+        read: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
         """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed.
 
         Several processes deal out the batches.
 
         Args:
-            states: keep the hidden states that the tokens were chosen by, where they can be had without further work.
+            read: a text for each example, read beside: what ``hidden_states`` gives for it, and for the answer, is kept, where
+                that can be had in the same pass.
         """
-        encoded = self._encode(examples)
+        encoded = self._encode(examples) if read is None else self._with_targets(examples, read)
         numbers_NT = None if sample_seed is None else random_numbers(len(encoded), max_new_tokens, sample_seed)
 
         def write(rows: Sequence[int]) -> list[Generation]:
             chosen, sample = [encoded[i] for i in rows], None if numbers_NT is None else numbers_NT[list(rows)]
-            options = {"sample": sample, "batch_size": self.batch_size, "states": states and parallel.size() == 1}
+            options = {"sample": sample, "batch_size": self.batch_size, "states": read is not None and parallel.size() == 1}
             return generate(self.parts.reasoning, self.parts, chosen, max_new_tokens, **options)
 
         with self._answering():
@@ -93,12 +99,7 @@ class MethodPolicy:
     def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each example the states [T_i, D] that predict each of the T_i tokens of its continuation."""
         backbone, reasoning = self.parts.backbone, self.parts.reasoning
-        encoded = [
-            dataclasses.replace(e, target_ids=list(map(int, c)) or [backbone.eos_id])
-            for e, c in zip(self._encode(examples), continuations, strict=True)
-        ]
-        for e in encoded:
-            backbone.text.check_fits(e.example.id, len(e.prefix_ids), len(e.target_ids))
+        encoded = self._with_targets(examples, continuations)
         batches = alike([(len(e.prefix_ids), len(e.target_ids)) for e in encoded], self.batch_size)
 
         def predict(rows: Sequence[int]) -> list[Tensor]:
@@ -145,6 +146,17 @@ class MethodPolicy:
         encoded = [reasoning.encode(text, example, phase, rng) for example in examples]
         return encoded
 
+    def _with_targets(self, examples: Sequence[Example], texts: Sequence[Sequence[int]]) -> list[Encoded]:
+        """The examples' prompts in front of other texts; of an empty one there is only the end of text."""
+        backbone = self.parts.backbone
+        encoded = [
+            dataclasses.replace(e, target_ids=list(map(int, text)) or [backbone.eos_id])
+            for e, text in zip(self._encode(examples), texts, strict=True)
+        ]
+        for e in encoded:
+            backbone.text.check_fits(e.example.id, len(e.prefix_ids), len(e.target_ids))
+        return encoded
+
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
         self.parts.backbone.model.eval()
@@ -171,11 +183,16 @@ class BasePolicy(MethodPolicy):
         self.cached = cached
 
     def generate(
-        self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None, *, states: bool = False
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        sample_seed: int | None = None,
+        *,
+        read: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
         """As ``MethodPolicy`` does; greedy answers from the cache where they are in it."""
-        if not self.cached or sample_seed is not None or states or not examples:
-            return super().generate(examples, max_new_tokens, sample_seed, states=states)
+        if not self.cached or sample_seed is not None or read is not None or not examples:
+            return super().generate(examples, max_new_tokens, sample_seed, read=read)
         prompts = [e.prefix_ids for e in self._encode(examples)]
         kept = GreedyTexts(self.parts.backbone, self.fingerprint, prompts, max_new_tokens, self.batch_size)
         # One process looks, so that all compute or none does.

@@ -149,12 +149,16 @@ def test_states_that_are_kept_are_those_that_reading_the_text_gives(tmp_path, wa
     policy = MethodPolicy(parts, None, batch_size=5)
     items = examples(12)
     end_at_different_times(backbone, [g.ids for g in policy.generate(items, 10)])
-    written = policy.generate(items, 10, sample_seed=3 if sampled else None, states=True)
-    assert written == policy.generate(items, 10, sample_seed=3 if sampled else None)
+    seed = 3 if sampled else None
+    given = [g.ids[: i % 7] for i, g in enumerate(policy.generate(items, 10, sample_seed=3))]  # right and wrong ones, some empty
+    written = policy.generate(items, 10, sample_seed=seed, read=given)
+    assert written == policy.generate(items, 10, sample_seed=seed)
     texts = [g.ids + [backbone.eos_id] * g.finished for g in written]
     assert len(set(map(len, texts))) > 2
-    for kept_TD, read_TD in zip((g.states_TD for g in written), policy.hidden_states(items, texts), strict=True):
-        torch.testing.assert_close(kept_TD, read_TD, rtol=1e-4, atol=1e-4)
+    for kept, expected in (("states_TD", texts), ("draft_states_TD", given)):
+        read = policy.hidden_states(items, expected)
+        for generation, text, read_TD in zip(written, expected, read, strict=True):
+            torch.testing.assert_close(getattr(generation, kept)[: len(text)], read_TD, rtol=1e-4, atol=1e-4)
 
 
 def test_end_of_text_as_the_first_token_is_an_empty_answer(tmp_path):

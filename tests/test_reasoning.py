@@ -536,6 +536,21 @@ def test_drift_runs_over_the_tokens_that_both_vocabularies_have(model, tmp_path)
     assert torch.isfinite(torch.tensor(found["reverse_kl/own"]))
 
 
+@pytest.mark.parametrize("way", ["cot", "coconut", "softcot"])
+def test_drift_in_one_pass_is_drift_in_two(tmp_path, monkeypatch, way, assistant):
+    """The policy samples and reads the base's text behind the same prompts; read again one by one, they give the same."""
+    base = BasePolicy(words_model(tmp_path / "base"))
+    parts = parts_of(words_model(tmp_path / "other", seed=3), WAYS[way](), assistant if way == "softcot" else None)
+    policy, sets = MethodPolicy(parts, None, batch_size=5), [DriftReference.build("own", base, examples(11), 8)]
+    calls, read = [], policy.hidden_states
+    monkeypatch.setattr(policy, "hidden_states", lambda *a: calls.append(1) or read(*a))
+    once = drift(policy, base, sets, max_new_tokens=8)
+    assert not calls and once["reverse_kl/own"] > 0
+    policy.keeps_states = False
+    assert once == pytest.approx(drift(policy, base, sets, max_new_tokens=8), rel=1e-4)
+    assert len(calls) == 2
+
+
 def test_policy_generates_reproducibly(tmp_path):
     policy = BasePolicy(words_model(tmp_path))
     items = examples(9)

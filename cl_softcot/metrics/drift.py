@@ -24,8 +24,8 @@ A *policy* is anything with
   identity as head; so does one in which examples have heads of their own),
 * ``generate(examples, max_new_tokens, sample_seed=None) -> list`` of objects with ``ids`` (greedy without a
   seed); where they also say that the text is ``finished``, ``eos_id`` is what ended it and was left out of
-  ``ids``. If the policy has ``keeps_states``, it takes ``states=True`` and may put ``states_TD`` there: what ``hidden_states``
-  of the text would be, so that it need not be read again,
+  ``ids``. If the policy has ``keeps_states``, it takes ``read=continuations`` and may put ``states_TD`` and
+  ``draft_states_TD`` there: what ``hidden_states`` would be, of the text and of the continuation, had in one pass,
 * ``fingerprint_for(example) -> str`` or ``fingerprint: str``: equal for equal weights and equal way of
   answering.
 
@@ -207,12 +207,16 @@ def drift(
         for row in zip(reference.examples, reference.continuations, reference.hidden, strict=True)
     ]
     compare = _Comparison(policy, base_policy, shared_vocab, chunk)
-    on_base = compare([row if row.moved else None for row in rows]) if "forward_kl" in directions else [None] * len(rows)
+    forward, reverse = (direction in directions for direction in DIRECTIONS)
+    samples, on_base = [_Sample([])] * len(rows), [None] * len(rows)
+    if reverse:
+        samples = _samples(policy, base_policy, rows, max_new_tokens, sample_seed, shared_vocab, read=forward)
     values: dict[str, float | int | None] = {}
-    if "forward_kl" in directions:
+    if forward:
+        known = [replace(row, policy_states_TD=sample.read_TD) for row, sample in zip(rows, samples, strict=True)]
+        on_base = compare([row if row.moved else None for row in known])
         _collect(values, "forward_kl", rows, [len(row.continuation) for row in rows], on_base)
-    if "reverse_kl" in directions:
-        samples = _samples(policy, base_policy, rows, max_new_tokens, sample_seed, shared_vocab)
+    if reverse:
         # Where the sample is the very text of the forward direction, the places are the same and so is what was found there.
         known = [found if s.ids == row.continuation else None for row, s, found in zip(rows, samples, on_base, strict=True)]
         asked = [
@@ -240,10 +244,11 @@ class _Row:
 
 
 class _Sample(NamedTuple):
-    """A text of the policy's own, and the states that its tokens were chosen by, where they were kept."""
+    """A text of the policy's own; and where they were kept, its states there and at the base's text."""
 
     ids: list[int]
     states_TD: Tensor | None = None
+    read_TD: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -297,6 +302,8 @@ def _samples(
     max_new_tokens: int,
     seed: int,
     shared_vocab: Tensor | Sequence[int] | None,
+    *,
+    read: bool,
 ) -> list[_Sample]:
     """The policy's own texts, each up to its first token that the base cannot read; none in sets where nothing moved."""
     moved = {row.set for row in rows if row.moved}
@@ -307,14 +314,17 @@ def _samples(
         shared = range(base_policy.head(asked[0].base_states_TD[:1]).shape[-1])
     else:
         shared = set(torch.as_tensor(shared_vocab).tolist())
-    options = {"states": True} if getattr(policy, "keeps_states", False) else {}
+    together = read and getattr(policy, "keeps_states", False) and all(len(r.continuation) <= max_new_tokens for r in asked)
+    options = {"read": [row.continuation for row in asked]} if together else {}
     written = iter(policy.generate([row.example for row in asked], max_new_tokens, sample_seed=seed, **options))
 
-    def sample(generation: Any) -> _Sample:
-        ids, states_TD = list(takewhile(shared.__contains__, _whole(policy, generation))), getattr(generation, "states_TD", None)
-        return _Sample(ids, None if states_TD is None else states_TD[: len(ids)])
+    def sample(row: _Row, generation: Any) -> _Sample:
+        ids = list(takewhile(shared.__contains__, _whole(policy, generation)))
+        if getattr(generation, "states_TD", None) is None:
+            return _Sample(ids)
+        return _Sample(ids, generation.states_TD[: len(ids)], generation.draft_states_TD[: len(row.continuation)])
 
-    return [sample(next(written)) if row.set in moved else _Sample([]) for row in rows]
+    return [sample(row, next(written)) if row.set in moved else _Sample([]) for row in rows]
 
 
 def _states(states_of: Callable[..., Sequence[Tensor]], examples: list[Any], continuations: list[list[int]]) -> list[Tensor]:

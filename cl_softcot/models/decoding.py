@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -273,6 +273,7 @@ class Generation:
         finished: False where the limit came before the end-of-text token.
         end_id: the token that ended it (some models have several); None if none did.
         states_TD: the states that each token was chosen by, where they were asked for and can be had.
+        draft_states_TD: the states that predict each token of the draft, likewise.
     """
 
     ids: list[int]
@@ -282,6 +283,7 @@ class Generation:
     finished: bool
     end_id: int | None = None
     states_TD: Tensor | None = field(default=None, compare=False, repr=False)
+    draft_states_TD: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @torch.no_grad()
@@ -303,7 +305,7 @@ def generate(
         sample: what ``random_numbers`` drew for these prompts; None: greedy.
         edit: changes the thoughts of a batch before the backbone reads them.
         drafts: take ``target_ids`` for a guess of the answer. Nothing but the time depends on it (and, by rounding, a tie).
-        states: keep the hidden states too.
+        states: keep the hidden states too, of the answers and of all drafts, which are then read whether they fit or not.
 
     Raises:
         UserError: a prompt and ``max_new_tokens`` do not fit into the backbone's context.
@@ -364,6 +366,9 @@ class _Writing:
     rows_B: Tensor
 
 
+_Places = tuple[Tensor, Tensor, Tensor]  # rows [n] and places [n] of states [n, D]
+
+
 class _Writer:
     """The answers of one call of ``generate``: what is written of each in ids_NT, how much of it in written_N.
 
@@ -394,7 +399,9 @@ class _Writer:
         self.written_N = torch.ones(len(encoded), dtype=torch.long, device=device)
         self.passes = [0] * len(encoded)  # calls of the backbone before the first token
         self.waiting: list[_Writing] = []
-        self.states: list[tuple[Tensor, Tensor, Tensor]] | None = [] if states and self.free else None  # rows, places, [n, D]
+        self.keeps = states and self.drafts
+        self.states: list[_Places] = []
+        self.draft_states: list[_Places] = []
 
     def begin(self, rows: Sequence[int]) -> None:
         """Read the prompts of a batch, and write until few of its answers go on."""
@@ -406,8 +413,10 @@ class _Writer:
             self.passes[i] = state.forward_passes
         writing = _Writing(state, torch.tensor(list(rows), device=self.written_N.device))
         self.ids_NT[writing.rows_B, 0] = self._choose(state.logits_BV, writing.rows_B, 0)
-        if self.states is not None:
-            self.states.append((writing.rows_B, torch.zeros_like(writing.rows_B), state.hidden_BD))
+        if self.keeps:
+            first = writing.rows_B, torch.zeros_like(writing.rows_B), state.hidden_BD
+            self.states.append(first)
+            self.draft_states.append(first)
         state.logits_BV = state.logits_BV[:0]
         parts = self._read_drafts(writing, batch) if self.drafts and drafts_BT.shape[1] > 1 else [writing]
         few = int(_FEW * self.batch_size) if self.free else 0
@@ -424,14 +433,13 @@ class _Writer:
     def answers(self) -> list[Generation]:
         """In the order of the prompts."""
         lengths = self.written_N.tolist()
-        states = [None] * len(lengths) if self.states is None else self._states_in_order(lengths)
-        written = zip(self.ids_NT.tolist(), lengths, self.passes, states, strict=True)
-        return [_generation(self.parts.backbone, ids[:n], passes, states_TD) for ids, n, passes, states_TD in written]
-
-    def _states_in_order(self, lengths: Sequence[int]) -> Sequence[Tensor]:
-        rows_N, places_N, states_ND = (torch.cat(parts) for parts in zip(*self.states, strict=True))
-        order = (rows_N * self.max_new_tokens + places_N).argsort()
-        return states_ND[order].split(list(lengths))
+        written = zip(self.ids_NT.tolist(), lengths, self.passes, strict=True)
+        found = [_generation(self.parts.backbone, ids[:n], passes) for ids, n, passes in written]
+        if not self.keeps:
+            return found
+        drafted = [min(len(item.target_ids), self.max_new_tokens) for item in self.encoded]
+        kept = zip(found, _in_order(self.states, lengths), _in_order(self.draft_states, drafted), strict=True)
+        return [replace(g, states_TD=own_TD, draft_states_TD=draft_TD) for g, own_TD, draft_TD in kept]
 
     def _together(self) -> _Writing:
         """All that is waiting."""
@@ -467,7 +475,7 @@ class _Writer:
             places_B = self.written_N[rows_B].clamp_max(self.max_new_tokens - 1)
             ids_B = self._choose(logits_BV, rows_B, places_B)
             self.ids_NT[rows_B, places_B] = torch.where(running_B, ids_B, self.ids_NT[rows_B, places_B])
-            if self.states is not None:
+            if self.keeps:
                 self.states.append((rows_B[running_B], places_B[running_B], state.hidden_BD[running_B]))
             self.written_N[rows_B] += running_B.long()
 
@@ -475,11 +483,13 @@ class _Writer:
         return _choose(logits_NV, None if self.sample_NT is None else self.sample_NT[rows_N, places])
 
     def _read_drafts(self, writing: _Writing, batch: Batch) -> list[_Writing]:
-        """Those whose first token is the draft's, with all that the model would have written of it; and the others."""
+        """Those whose draft is read, with all that the model would have written of it; and the others."""
         drafts_BT, real_BT = (batch[name][:, : self.max_new_tokens] for name in ("target_BT", "labels"))
         real_BT = real_BT != IGNORED
         ends_BT = _is_one_of(drafts_BT, self.parts.backbone.text.end_ids)
-        alike_B = (self.ids_NT[writing.rows_B, 0] == drafts_BT[:, 0]) & real_BT[:, 1] & ~ends_BT[:, 0]
+        alike_B = real_BT[:, 1]
+        if not self.keeps:
+            alike_B = alike_B & (self.ids_NT[writing.rows_B, 0] == drafts_BT[:, 0]) & ~ends_BT[:, 0]
         right, others = alike_B.nonzero()[:, 0], (~alike_B).nonzero()[:, 0]
         if not len(right):
             return [writing]
@@ -496,16 +506,18 @@ class _Writer:
         hidden_BTD = forward(backbone, state, backbone.embed(drafts_BT[:, :-1]), real_BT[:, :-1])
         found_BT = self.ids_NT[rows_B, :T]
         rows_N, places_N = real_BT[:, 1:].nonzero(as_tuple=True)
+        fits_N = (found_BT[:, 0] == drafts_BT[:, 0])[rows_N]
         some = max(1, LOGITS_AT_ONCE // backbone.vocab_size)
-        for rows, places in zip(rows_N.split(some), places_N.split(some), strict=True):
+        for rows, places in zip(rows_N[fits_N].split(some), places_N[fits_N].split(some), strict=True):
             found_BT[rows, places + 1] = self._choose(backbone.logits(hidden_BTD[rows, places]), rows_B[rows], places + 1)
         goes_on_BT = (found_BT == drafts_BT) & real_BT & ~ends_BT
         written_B = (goes_on_BT.long().cumprod(1).sum(1) + 1).minimum(real_BT.sum(1))
         self.ids_NT[rows_B, :T], self.written_N[rows_B] = found_BT, written_B
-        if self.states is not None:
+        if self.keeps:
+            states_ND = hidden_BTD[rows_N, places_N]
+            self.draft_states.append((rows_B[rows_N], places_N + 1, states_ND))
             own_N = places_N + 1 < written_B[rows_N]
-            rows_N, places_N = rows_N[own_N], places_N[own_N]
-            self.states.append((rows_B[rows_N], places_N + 1, hidden_BTD[rows_N, places_N]))
+            self.states.append((rows_B[rows_N[own_N]], places_N[own_N] + 1, states_ND[own_N]))
         # The token written last has not been read yet, whatever more of the draft has.
         state.mask_BT[:, start:] &= torch.arange(T - 1, device=written_B.device) < (written_B - 1)[:, None]
         state.position_B = position_B + written_B - 1
@@ -518,9 +530,13 @@ def _is_one_of(ids: Tensor, end_ids: Sequence[int]) -> Tensor:
     return found
 
 
-def _generation(backbone: LanguageModel, written: list[int], passes_before: int, states_TD: Tensor | None) -> Generation:
+def _in_order(pieces: Sequence[_Places], lengths: Sequence[int]) -> Sequence[Tensor]:
+    """The states of each row, by place."""
+    rows_N, places_N, states_ND = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return states_ND[(rows_N * (max(lengths) + 1) + places_N).argsort()].split(list(lengths))
+
+
+def _generation(backbone: LanguageModel, written: list[int], passes_before: int) -> Generation:
     end = written[-1] if written[-1] in backbone.text.end_ids else None
     ids = written if end is None else written[:-1]
-    return Generation(
-        ids, backbone.text.decode(ids), len(written), passes_before + len(written) - 1, end is not None, end, states_TD
-    )
+    return Generation(ids, backbone.text.decode(ids), len(written), passes_before + len(written) - 1, end is not None, end)
