@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from model_fakes import words_model
+from model_fakes import gpt2_model, save_gpt2_model, words_model
+from transformers.activations import NewGELUActivation
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from cl_softcot.models import lean
@@ -72,6 +73,21 @@ def test_without_padding_no_mask_is_needed(both):
     with torch.no_grad():
         mine, theirs = (model(input_ids=ids).logits for model in both)
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gpt2s_activation_is_the_librarys(tmp_path):
+    mine = gpt2_model(tmp_path).model
+    activations = [module for module in mine.modules() if type(module) is lean.LeanGELU]
+    assert len(activations) == mine.config.n_layer
+    assert not any(
+        type(module) is lean.LeanGELU
+        for module in load_language_model(str(save_gpt2_model(tmp_path / "half")), dtype="bfloat16").model.modules()
+    )
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64).requires_grad_()
+    found, expected = activations[0](x), NewGELUActivation()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (mine_g,), (theirs_g,) = (torch.autograd.grad(y.square().sum(), x) for y in (found, expected))
+    torch.testing.assert_close(mine_g, theirs_g, rtol=1e-12, atol=1e-12)
 
 
 def test_other_numbers_and_attention_are_left_alone(both):
