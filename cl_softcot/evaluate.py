@@ -233,7 +233,9 @@ class Evaluator:
 
     def untrained(self, policy: Any) -> list[float]:
         """Accuracy of the base in the method's own mode (its thoughts and prompts, nothing learned yet), a task each."""
-        return [accuracy_of(answered) for answered in self._answer(policy, self.tasks).values()]
+        # Not remembered: a run that goes on later does not know them, and answers the rest in the same company as one that does.
+        known = Answers(dict(self.answers.known))
+        return [accuracy_of(answered) for answered in answer(policy, self.tasks, known, self.settings.max_new_tokens)]
 
     def _answer(self, policy: Any, probes: Sequence[Probe]) -> dict[str, list[Prediction]]:
         """By the probes' names, which are all different."""

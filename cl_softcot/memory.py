@@ -22,7 +22,9 @@ from transformers import DynamicCache
 
 from cl_softcot.models.decoding import WAITING
 from cl_softcot.models.head import LOGITS_AT_ONCE
+from cl_softcot.models.loading import resolve
 from cl_softcot.models.shapes import Unloaded, architecture, as_on_a_device, period, without_memory
+from cl_softcot.models.text import read_marker
 from cl_softcot.reasoning.base import Parts
 
 GB = 1e9
@@ -464,7 +466,7 @@ def _answering(config: Any, method: Any, sizes: Sizes, trained: Trained, text: T
     """The largest batch of answers: its cache, that of answers which wait for it, and the passing peak of reading the prompts."""
     settings, backbone = config.evaluate, config.backbone
     size = getattr(torch, backbone.dtype).itemsize
-    questions = max(len(config.tasks) * settings.test, settings.retention)  # of all tasks together
+    questions = len(config.tasks) * settings.test + _families(config) * settings.retention  # they are asked together
     B = min(settings.batch_size, questions)
     reasoning = method.reasoning.cls(method.reasoning.settings)
     read = text.prompt + len(reasoning.thoughts(reasoning.final_phase().stage))
@@ -481,10 +483,18 @@ def _answering(config: Any, method: Any, sizes: Sizes, trained: Trained, text: T
     return found
 
 
+def _families(config: Any) -> int:
+    """How many sets retention is measured on."""
+    if config.evaluate.retention_tasks is not None:
+        return len(config.evaluate.retention_tasks)
+    return len((read_marker(folder) or {}).get("families", {})) if (folder := resolve(config.backbone.path)) else 0
+
+
 def _drift(config: Any, sizes: Sizes, text: Text) -> dict[str, float]:
     """Reading continuations, then both sides' logits in fp32 and four maps of the vocabulary in fp64 for a chunk of places."""
     settings, size = config.evaluate, getattr(torch, config.backbone.dtype).itemsize
-    columns = min(settings.batch_size, settings.drift) * (text.prompt + settings.max_new_tokens)
+    prompts = (len(config.tasks) + 1) * settings.drift  # general text beside the tasks'
+    columns = min(settings.batch_size, prompts) * (text.prompt + 2 * settings.max_new_tokens)  # the base's text, and a sample
     reading = columns * (3 * sizes.feed_forward + 4 * sizes.width + sizes.depth * sizes.kv_width) * size
     logits = DRIFT_CHUNK * sizes.vocabulary * (2 * FP32 + 4 * 8)
     return {"reading what was written": reading} if reading > logits else {"log-probabilities of the drift": logits}

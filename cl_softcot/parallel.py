@@ -4,8 +4,8 @@ Every process goes through the same code in step and holds the same values; they
 
 * **Training.** All see the same global batch. Each computes the loss of its rows, divided by the tokens of the whole batch, and
   gradients are *summed*: the update is that of one process up to rounding.
-* **Evaluation.** Batches of questions are dealt out and the answers handed round. A batch has the same rows however many
-  processes there are, so that its answers have the same bits.
+* **Evaluation.** Batches of questions are dealt out and the answers handed round. Prompts are read in the same company however
+  many processes there are; what is left over of several batches is written together, so that logits agree up to rounding.
 * **Files, display, trackers** belong to the first process. What it reads or decides the others are told (``from_main``).
 
 With ``train.sharding: full`` weights, gradients and optimiser states are split as well (``shard``). In one process every

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -223,16 +222,12 @@ class PerTaskPolicy:
         *,
         read: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
-        """Answers in the order of the examples; ``read`` as in ``MethodPolicy``."""
+        """Answers in the order of the examples; ``read`` as in ``MethodPolicy``, but for copies with heads of their own: both
+        sides' logits would take too much memory at once."""
 
         def answer(policy: MethodPolicy, rows: list[int]) -> list[Generation]:
-            texts = None if read is None else [read[i] for i in rows]
-            written = policy.generate([examples[i] for i in rows], max_new_tokens, sample_seed, read=texts)
-            if not self._own_heads:
-                return written
-            kept = [{name: getattr(g, name) for name in ("states_TD", "draft_states_TD")} for g in written]
-            logits = [{name: policy.head(h_TD) for name, h_TD in states.items() if h_TD is not None} for states in kept]
-            return [replace(g, **changed) for g, changed in zip(written, logits, strict=True)]
+            texts = None if read is None or self._own_heads else [read[i] for i in rows]
+            return policy.generate([examples[i] for i in rows], max_new_tokens, sample_seed, read=texts)
 
         return self._by_route(examples, answer)
 

@@ -11,7 +11,7 @@ from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.drift import DriftReference, drift
-from cl_softcot.models.decoding import generate
+from cl_softcot.models.decoding import forward, generate, new_state
 from cl_softcot.models.head import packed_logits, token_losses
 from cl_softcot.policy import BasePolicy, MethodPolicy
 from cl_softcot.reasoning.base import Batch, Phase
@@ -534,6 +534,41 @@ def test_drift_runs_over_the_tokens_that_both_vocabularies_have(model, tmp_path)
         nats, tokens = nats + float((p.exp() * (p - q)).sum()), tokens + len(ids)
     assert found["forward_kl/own"] == pytest.approx(nats / tokens, rel=1e-5) and nats > 0
     assert torch.isfinite(torch.tensor(found["reverse_kl/own"]))
+
+
+class _NoRoom(Cot):
+    def prefix(self, parts, batch, edit, room):
+        """A cache of the library's own."""
+        return new_state(parts.backbone, len(batch)), self.embed(parts, batch["prefix_BT"]), batch["prefix_mask_BT"]
+
+
+class _OwnBegin(Cot):
+    def begin(self, parts, batch, edit=None, room=None):
+        """Tells logits, and no hidden states."""
+        state, piece_BTD, mask_BT = self.prefix(parts, batch, edit, room)
+        state.logits_BV = parts.backbone.logits(forward(parts.backbone, state, piece_BTD, mask_BT)[:, -1])
+        return state
+
+
+class _TwoColumnsMore(Cot):
+    def prefix(self, parts, batch, edit, room):
+        """Inputs that no token stands for."""
+        state, piece_BTD, mask_BT = super().prefix(parts, batch, edit, room)
+        more_B2D = piece_BTD.new_full((len(batch), 2, piece_BTD.shape[2]), 0.1)
+        return state, torch.cat([more_B2D, piece_BTD], 1), torch.cat([torch.ones_like(mask_BT[:, :2]), mask_BT], 1)
+
+
+@pytest.mark.parametrize("kind", [Cot, _NoRoom, _OwnBegin, _TwoColumnsMore])
+def test_ways_of_thinking_of_anybodys_are_written_and_measured(tmp_path, kind):
+    base, items = BasePolicy(words_model(tmp_path / "base")), examples(24)
+    parts = parts_of(words_model(tmp_path / "other", seed=3), kind())
+    parts.backbone.text.end_ids = (*parts.backbone.text.end_ids, *range(10, 16))  # answers end at different times
+    policy = MethodPolicy(parts, None, batch_size=4)
+    alone = [policy.generate([e], 14)[0] for e in items]
+    assert policy.generate(items, 14) == alone and len({g.n_tokens for g in alone}) > 4
+    found = drift(policy, base, [DriftReference.build("own", base, items, 8)], max_new_tokens=8)
+    policy.keeps_states = False
+    assert found == pytest.approx(drift(policy, base, [DriftReference.build("own", base, items, 8)], max_new_tokens=8), rel=1e-4)
 
 
 @pytest.mark.parametrize("way", ["cot", "coconut", "softcot"])

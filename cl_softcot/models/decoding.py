@@ -67,6 +67,13 @@ class _RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.used + key_states.shape[-2]
+        if end > self.room:  # more than was foreseen: a way of thinking may add columns of its own
+            self.room = 2 * end
+            for name in ("_keys", "_values"):
+                before = getattr(self, name)
+                whole = before.new_empty(*before.shape[:2], self.room, before.shape[3])
+                whole[:, :, : self.used] = before[:, :, : self.used]
+                setattr(self, name, whole)
         self._keys[rows, :, self.used : end] = key_states
         self._values[rows, :, self.used : end] = value_states
         return self._keys[rows, :, :end], self._values[rows, :, :end]
@@ -89,22 +96,20 @@ class _RoomyLayer(DynamicLayer):
         self.grow(0)
 
     @classmethod
-    def joined(cls, layers: Sequence[_RoomyLayer], columns: Sequence[Tensor], room: int) -> _RoomyLayer:
+    def joined(cls, layers: Sequence[DynamicLayer], columns: Sequence[Tensor], room: int) -> _RoomyLayer:
         """The rows of several layers in one. Of each, the columns [B, n] that are told, which then end at the same place."""
         T = max(columns_Bn.shape[1] for columns_Bn in columns)
         whole, start, first = cls(sum(map(len, columns)), T + room), 0, layers[0]
         columns = [columns_Bn.to(first.device) for columns_Bn in columns]  # layers may stand on several GPUs
         whole.dtype, whole.device, whole.is_initialized = first.dtype, first.device, True
-        for name in ("_keys", "_values"):
-            _, heads, _, width = getattr(first, name).shape
-            setattr(
-                whole, name, getattr(first, name).new_zeros(whole.rows, heads, T + room, width)
-            )  # never NaN, also where it is masked
+        for mine, theirs in (("_keys", "keys"), ("_values", "values")):
+            _, heads, _, width = getattr(first, theirs).shape
+            setattr(whole, mine, getattr(first, theirs).new_zeros(whole.rows, heads, T + room, width))  # never NaN, even masked
         for layer, columns_Bn in zip(layers, columns, strict=True):
             rows_B1 = torch.arange(len(columns_Bn), device=columns_Bn.device)[:, None]
             there = slice(start, start + len(columns_Bn)), slice(None), slice(T - columns_Bn.shape[1], T)
-            for name in ("_keys", "_values"):
-                getattr(whole, name)[there] = getattr(layer, name)[rows_B1, :, columns_Bn].transpose(1, 2)
+            for mine, theirs in (("_keys", "keys"), ("_values", "values")):
+                getattr(whole, mine)[there] = getattr(layer, theirs)[rows_B1, :, columns_Bn].transpose(1, 2)
             start += len(columns_Bn)
         whole.grow(T)
         return whole
@@ -413,11 +418,12 @@ class _Writer:
             self.passes[i] = state.forward_passes
         writing = _Writing(state, torch.tensor(list(rows), device=self.written_N.device))
         self.ids_NT[writing.rows_B, 0] = self._choose(state.logits_BV, writing.rows_B, 0)
+        self.keeps = self.keeps and len(state.hidden_BD) == len(rows)  # not every way of thinking tells them
         if self.keeps:
             first = writing.rows_B, torch.zeros_like(writing.rows_B), state.hidden_BD
             self.states.append(first)
             self.draft_states.append(first)
-        state.logits_BV = state.logits_BV[:0]
+        state.logits_BV = torch.empty(0)  # waiting rows would hold those of the whole batch
         parts = self._read_drafts(writing, batch) if self.drafts and drafts_BT.shape[1] > 1 else [writing]
         few = int(_FEW * self.batch_size) if self.free else 0
         for part in parts:

@@ -37,6 +37,7 @@ def plain_weight(backbone: LanguageModel) -> Tensor | None:
     head = backbone.model.get_output_embeddings()
     weight = head.weight
     changed = any(getattr(backbone.config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
+    # Sharding makes another class of it too: what is gathered comes and goes without a count of writes.
     if type(head) is not nn.Linear or head.bias is not None or changed or parallel.is_sharded(weight):
         return None
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
@@ -53,7 +54,9 @@ def packed_logits(backbone: LanguageModel, hidden: Tensor) -> Tensor | None:
     The usual product lays a large head out anew at every call, which takes longer than multiplying a few states with it: with
     50k words of width 256 a tenth of the time is left for one state, a third for eight, half for fifty.
     """
-    if torch.is_grad_enabled() or hidden.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    if torch.is_grad_enabled() or hidden.dtype != torch.float32 or hidden.device.type != "cpu":
+        return None
+    if not torch.backends.mkldnn.is_available():
         return None
     weight_VD = plain_weight(backbone)
     if weight_VD is None or weight_VD.dtype != torch.float32 or weight_VD.numel() not in _PACKED:

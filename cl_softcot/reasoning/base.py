@@ -242,7 +242,7 @@ class Reasoning(nn.Module):
             room: columns to set aside for what will be written, when decoding without gradients.
         """
         state, piece_BTD, mask_BT = self.prefix(parts, batch, edit, room)
-        state.hidden_BD = forward(parts.backbone, state, piece_BTD, mask_BT)[:, -1]
+        state.hidden_BD = forward(parts.backbone, state, piece_BTD, mask_BT)[:, -1].clone()  # not all columns, for as long
         state.logits_BV = parts.backbone.logits(state.hidden_BD)
         return state
 
