@@ -143,7 +143,9 @@ class Evaluator:
 
     def measure_base(self, shared: Path) -> None:
         """Answers everything as the base does and keeps it in ``shared``: done once, used by every method."""
-        predictions = [p for answered in self._answer(self.base, [*self.tasks, *self.families]).values() for p in answered]
+        # One after the other: what is kept of a set on disk serves every experiment that has it.
+        probes = (*self.tasks, *self.families)
+        predictions = [p for probe in probes for answered in self._answer(self.base, [probe]).values() for p in answered]
         continuations = {
             name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
         }

@@ -494,7 +494,8 @@ def _drift(config: Any, sizes: Sizes, text: Text) -> dict[str, float]:
     """Reading continuations, then both sides' logits in fp32 and four maps of the vocabulary in fp64 for a chunk of places."""
     settings, size = config.evaluate, getattr(torch, config.backbone.dtype).itemsize
     prompts = (len(config.tasks) + 1) * settings.drift  # general text beside the tasks'
-    columns = min(settings.batch_size, prompts) * (text.prompt + 2 * settings.max_new_tokens)  # the base's text, and a sample
-    reading = columns * (3 * sizes.feed_forward + 4 * sizes.width + sizes.depth * sizes.kv_width) * size
+    B, read = min(settings.batch_size, prompts), text.prompt + settings.max_new_tokens
+    cache = (read + settings.max_new_tokens) * sizes.depth * sizes.kv_width  # a sample stands behind the base's text
+    reading = B * (read * (3 * sizes.feed_forward + 4 * sizes.width) + cache) * size
     logits = DRIFT_CHUNK * sizes.vocabulary * (2 * FP32 + 4 * 8)
     return {"reading what was written": reading} if reading > logits else {"log-probabilities of the drift": logits}

@@ -212,7 +212,8 @@ def test_slurm_jobs_that_are_requeued_and_warned(here, slurm):
     until(lambda: "given back" in told(here), 60, "a trial that is given back")
     trial, _ = mid_trial(folder)
     kept |= {p: p.stat().st_mtime_ns for p in rows(folder, trial)}
-    assert subprocess.run(["scontrol", "requeue", jobs[0]]).returncode == 0
+    requeue = ["scontrol", "requeue", jobs[0]]  # refused while it waits for its place, as after a warning
+    until(lambda: subprocess.run(requeue, capture_output=True).returncode == 0, 60, "a job that runs again")
     until(lambda: Counts.of(searches(folder)[0].records()).complete == 6, 400, "six trials")
     until(lambda: not slurm_node.squeue(), 120, "the end of the jobs")
     assert_sound(folder, 6)
