@@ -118,7 +118,8 @@ def _shape(length: int) -> tuple[int, int]:
     """Rows and columns of the call that computes a prefix of this length: at most a quarter, or seven columns, wider than it."""
     step = max(8, 2 ** length.bit_length() // 8)
     T = max(1, -(-length // step)) * step
-    return min(_MOST_ROWS, max(1, _TOKENS // T)), T
+    rows = min(_MOST_ROWS, max(1, _TOKENS // T))
+    return 2 ** (rows.bit_length() - 1), T  # a power of two, as batches mostly are: few rows of the last call are nobody's
 
 
 # --------------------------------------------------------------------------------------------------------- the store
