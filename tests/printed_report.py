@@ -1,7 +1,7 @@
 """A written report against the run folders that it was made from: every table of its CSV, LaTeX, Markdown and HTML files.
 
 Values come from ``plain_numbers`` (loops and NumPy over the results and the kept outcomes), intervals from
-``cl_softcot.statistics`` with the report's own number of resamples; nothing of ``cl_softcot.reports`` is called. ``problems``
+``cl_softcot.statistics`` with the report's own number of resamples; nothing of ``cl_softcot.report`` is called. ``problems``
 returns a line for everything that is not as it should be.
 """
 
@@ -20,9 +20,11 @@ from typing import Any
 
 from plain_numbers import Plain, read_report
 
-from cl_softcot.laws.fit import fit_law
-from cl_softcot.laws.points import Point
-from cl_softcot.statistics import Unit, aggregate, compare, performance_profile
+from cl_softcot.law.fit import fit_law
+from cl_softcot.law.points import Point
+from cl_softcot.statistics.aggregate import aggregate, performance_profile
+from cl_softcot.statistics.many import compare
+from cl_softcot.statistics.paired import Unit
 
 SMALLEST = "smallest difference that would have been shown"
 # What a column of these tables must be made of, whatever report.json says of it.

@@ -8,10 +8,10 @@ import random
 import pytest
 from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 
+from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.errors import UserError
-from cl_softcot.models.decoding import generate
 from cl_softcot.models.language_model import load_language_model
-from cl_softcot.policy import BasePolicy, MethodPolicy
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.assist_cot import AssistCot, Hints, with_hint
 from cl_softcot.tasks.base import Example
 from cl_softcot.tasks.facts import Facts

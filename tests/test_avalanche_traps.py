@@ -17,10 +17,10 @@ import torch
 from learning_fakes import FakeStrategy, Train, make_learner, weights_sha256
 from torch import nn
 
-from cl_softcot import checkpoint
 from cl_softcot.errors import UserError
-from cl_softcot.learning import MethodModel, TrainingLoop
-from cl_softcot.stream import make_stream
+from cl_softcot.learning import checkpoint
+from cl_softcot.learning.loop import MethodModel, TrainingLoop
+from cl_softcot.learning.stream import make_stream
 
 # isort: split
 from avalanche.benchmarks import benchmark_from_datasets
@@ -59,7 +59,7 @@ NO_SOLVER = """
         "scs hpipm_python clarabel jaxopt sip_python copt"
     ).split():
         sys.modules[name] = None
-    from cl_softcot._torchvision import ensure_torchvision
+    from cl_softcot.machine.torchvision import ensure_torchvision
     ensure_torchvision()
 """
 
@@ -74,7 +74,7 @@ def test_trap_importing_avalanche_warns_about_missing_qp_solvers():
     ours = run_python(
         NO_SOLVER
         + """
-    import cl_softcot.learning
+    import cl_softcot.learning.loop
     import warnings
     warnings.warn("no QP solver found, and the filter is gone again")
     """
@@ -86,7 +86,7 @@ def test_trap_importing_avalanche_warns_about_missing_qp_solvers():
 
 def test_trap_a_torchvision_that_does_not_fit_torch_breaks_avalanche():
     """Run in a new process, since whoever imported torchvision first in this one has mended it."""
-    done = run_python("import cl_softcot.stream, avalanche; print('imported')")
+    done = run_python("import cl_softcot.learning.stream, avalanche; print('imported')")
     assert done.returncode == 0 and "imported" in done.stdout, done.stderr
 
 
@@ -516,7 +516,7 @@ def test_trap_multi_task_module_wants_classes_and_dynamic_module_does_not():
 
 
 def test_the_plugins_that_run_here_are_those_that_are_not_refused():
-    from cl_softcot.learning import UNUSABLE_PLUGINS
+    from cl_softcot.learning.plugins import UNUSABLE_PLUGINS
 
     usable = {EWCPlugin, AGEMPlugin, ReplayPlugin}
     assert not {cls.__name__ for cls in usable} & set(UNUSABLE_PLUGINS)

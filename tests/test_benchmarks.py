@@ -20,7 +20,7 @@ from benchmark_rows import lines, write
 from pydantic import ValidationError
 
 from cl_softcot import registry
-from cl_softcot.config import Experiment
+from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import UserError
 from cl_softcot.tasks import _sources, bbh, date_understanding, mmlu
 from cl_softcot.tasks._sources import (

@@ -14,16 +14,18 @@ import torch
 from model_fakes import chat_model, examples, gpt2_model, words_model
 from run_fakes import assert_same_numbers, result, small
 
-from cl_softcot import cache, one_run
+from cl_softcot import cache
+from cl_softcot.answering import build
+from cl_softcot.answering.policy import BasePolicy
 from cl_softcot.cache import Cache, current, parse_size
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
-from cl_softcot.models import frozen_cache
+from cl_softcot.models import frozen_states
 from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.language_model import LanguageModel
-from cl_softcot.policy import BasePolicy
 from cl_softcot.reasoning.assist_cot import Hints
-from cl_softcot.run import run_experiment
+from cl_softcot.run import base
+from cl_softcot.run.api import run_experiment
 
 MODELS = {"words": words_model, "chat": chat_model, "gpt2": gpt2_model}
 
@@ -124,9 +126,9 @@ def test_a_prompt_in_other_company_is_another_entry(tmp_path, passes, monkeypatc
 
 CHANGES = {
     "environment": lambda m, patch: patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8"),
-    "code": lambda m, patch: patch.setattr(frozen_cache, "_code", lambda: "another"),
-    "versions": lambda m, patch: patch.setattr(frozen_cache, "_versions", lambda: ["another"]),
-    "processor": lambda m, patch: patch.setattr(frozen_cache, "_processor", lambda: "another"),
+    "code": lambda m, patch: patch.setattr(frozen_states, "_code", lambda: "another"),
+    "versions": lambda m, patch: patch.setattr(frozen_states, "_versions", lambda: ["another"]),
+    "processor": lambda m, patch: patch.setattr(frozen_states, "_processor", lambda: "another"),
     "threads": lambda m, patch: patch.setattr(torch, "get_num_threads", lambda: 77),
     "exactness": lambda m, patch: patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: "another"),
     "architecture": lambda m, patch: patch.setattr(m.model.config, "rope_theta_of_tests", 1.0, raising=False),
@@ -276,7 +278,7 @@ def run(folder: Path, methods: list[dict]) -> Path:
 def test_a_run_has_the_same_numbers_cold_warm_and_without_a_cache(tmp_path, monkeypatch, passes):
     cold = run(tmp_path / "cold", RUNS)
     config = load_experiment(str(tmp_path / "cold" / "experiment.yaml")).config
-    pristine, assistant = one_run.load_models(config)
+    pristine, assistant = build.load_models(config)
     assert assistant in passes and pristine in passes
     assert any("random weights" in model.name for model in passes)
     before = {path: path.read_bytes() for kind in cache.KINDS for path in files(current().folder, kind)}
@@ -299,9 +301,9 @@ def test_a_measured_base_is_not_measured_again_in_another_folder(tmp_path, passe
     silent = lambda _message: None  # noqa: E731
 
     def measure(config, shared: Path) -> None:
-        one_run.measure_base(config, shared, silent)
-        tasks = one_run.make_tasks(config, next(iter(config.orders)))
-        one_run.make_evaluator(config, tasks).load_base(shared)
+        base.measure_base(config, shared, silent)
+        tasks = build.make_tasks(config, next(iter(config.orders)))
+        build.make_evaluator(config, tasks).load_base(shared)
 
     measure(config, tmp_path / "one")
     assert passes

@@ -14,16 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from cl_softcot import registry
-from cl_softcot.config import (
-    Experiment,
-    TrainConfig,
-    fingerprint,
-    json_schema,
-    load_experiment,
-    run_fingerprint,
-    to_data,
-    to_yaml,
-)
+from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.fingerprint import fingerprint, run_fingerprint, to_data, to_yaml
+from cl_softcot.config.loading import load_experiment
+from cl_softcot.config.schema import json_schema
+from cl_softcot.config.settings import TrainConfig
 from cl_softcot.errors import UserError
 
 FAKES = """
@@ -212,18 +207,18 @@ def test_the_files_name_is_the_experiments_name(write):
     ],
 )
 def test_values_mean_what_yaml_1_2_says(text, value):
-    from cl_softcot import _yaml
+    from cl_softcot.config import yaml
 
-    tree = _yaml.parse(f"key: {text}\n", "file.yaml")
+    tree = yaml.parse(f"key: {text}\n", "file.yaml")
     assert tree.problems == [] and tree.data == {"key": value} and type(tree.data["key"]) is type(value)
-    assert _yaml.parse(_yaml.dump({"key": value}), "again.yaml").data == {"key": value}
+    assert yaml.parse(yaml.dump({"key": value}), "again.yaml").data == {"key": value}
 
 
 def test_texts_that_look_like_something_else_come_back():
-    from cl_softcot import _yaml
+    from cl_softcot.config import yaml
 
     texts = ["1e4", "yes", "on", "null", "~", "", "0o7", "1_0", "2024-01-02", "<<", "=", "a: b", "#x", "ü\n", " x", "1:30"]
-    assert _yaml.parse(_yaml.dump(texts), "again.yaml").data == texts
+    assert yaml.parse(yaml.dump(texts), "again.yaml").data == texts
 
 
 def test_anchors_and_merge_keys(write):
@@ -753,11 +748,11 @@ def test_the_schema_describes_every_key_and_every_plugin():
 
 def test_the_schema_agrees_with_the_loader(write):
     jsonschema = pytest.importorskip("jsonschema")
-    from cl_softcot import _yaml
+    from cl_softcot.config import yaml
 
     check = jsonschema.Draft202012Validator(json_schema())
     good = changed("  - name: b\n    task: fakes:Reader\n    note: true\n", "  - graph\n  - {name: dates, note: true}\n")
-    assert list(check.iter_errors(_yaml.parse(good, "x").data)) == []
+    assert list(check.iter_errors(yaml.parse(good, "x").data)) == []
     assert list(check.iter_errors(to_data(load_experiment(write(good)).config))) == []
     for old, new in (("note: true}", "noet: true}"), ("steps: 7", "steps: x"), ("name: trial", "nmae: trial")):
-        assert list(check.iter_errors(_yaml.parse(changed(old, new, good), "x").data)) != []
+        assert list(check.iter_errors(yaml.parse(changed(old, new, good), "x").data)) != []

@@ -8,7 +8,8 @@ import pytest
 from run_fakes import METHODS, assert_same_numbers, command, finished, result, run_folders, small, start, without_clock, write
 
 from cl_softcot import registry
-from cl_softcot.config import load_experiment, run_fingerprint
+from cl_softcot.config.fingerprint import run_fingerprint
+from cl_softcot.config.loading import load_experiment
 
 OWN = '''
 import random
@@ -134,7 +135,7 @@ def test_inside_a_turn_it_is_measured_once_at_the_right_weights_and_leaves_no_tr
 
 def test_what_is_missing_inside_a_turn_cannot_be_made_up_for(folder):
     path = write(folder, with_own("full_coconut", name="own:Inside"))
-    start(path, "output_dir=out", cwd=folder, kill_at=("cl_softcot.one_run:_Run._measure", 3))
+    start(path, "output_dir=out", cwd=folder, kill_at=("cl_softcot.run.one_run:_Run._measure", 3))
     run = run_folders(folder / "out")["full_coconut"]
     (run / "diagnostics" / "own:Inside_2_step4.json").unlink()
     ended = start(path, "output_dir=out", cwd=folder)

@@ -13,7 +13,8 @@ import torch
 from model_fakes import LETTERS, chat_model, examples, parts_of, words_model
 
 from cl_softcot import registry
-from cl_softcot.config import EvaluateConfig
+from cl_softcot.answering.evaluate import Probe
+from cl_softcot.config.settings import EvaluateConfig
 from cl_softcot.diagnostics._numbers import change, effective_rank, ratio, variance_shares
 from cl_softcot.diagnostics._thoughts import Answered, PutIn, Recorder, answer_logps, answered, before_the_answer, recorded
 from cl_softcot.diagnostics.base import Subject
@@ -22,9 +23,8 @@ from cl_softcot.diagnostics.frontier import Frontier, Look, look
 from cl_softcot.diagnostics.interventions import Interventions, _noise, donors_of
 from cl_softcot.diagnostics.readout import Readout
 from cl_softcot.diagnostics.variance_split import VarianceSplit, split_of, variance_of
-from cl_softcot.evaluate import Probe
 from cl_softcot.metrics.intervals import stratified_mean
-from cl_softcot.models.decoding import generate
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import Reasoning
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot

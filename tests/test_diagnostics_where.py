@@ -15,7 +15,9 @@ from model_fakes import examples, gpt2_model, parts_of, words_model
 from run_fakes import assert_same_numbers, result, small, start, write
 
 from cl_softcot import registry
-from cl_softcot.config import EvaluateConfig, TrainConfig
+from cl_softcot.answering.evaluate import Probe
+from cl_softcot.answering.policy import MethodPolicy, tensors_sha256
+from cl_softcot.config.settings import EvaluateConfig, TrainConfig
 from cl_softcot.diagnostics._changes import ratio
 from cl_softcot.diagnostics.base import Subject
 from cl_softcot.diagnostics.curriculum import Curriculum, forgetting
@@ -24,8 +26,6 @@ from cl_softcot.diagnostics.plasticity import Plasticity
 from cl_softcot.diagnostics.relearning import Relearning
 from cl_softcot.diagnostics.similarity import cka, cka_interval, hsic, spread, states
 from cl_softcot.diagnostics.weight_change import described, effective_rank
-from cl_softcot.evaluate import Probe
-from cl_softcot.policy import MethodPolicy, tensors_sha256
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from strategies.full_finetune import FullFinetune

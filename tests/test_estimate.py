@@ -14,21 +14,14 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from cl_softcot import registry
-from cl_softcot.config import load_experiment
-from cl_softcot.cost import H100, answers_seconds, hours_of, step_operations
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
-from cl_softcot.estimate import Device, advise, device_for, estimate, text_lengths
-from cl_softcot.memory import (
-    Plan,
-    Text,
-    Trained,
-    kept_for_backward,
-    memory_of,
-    plan_of,
-    sizes_of,
-    trained_numbers,
-    weight_bytes,
-)
+from cl_softcot.estimate.advice import Device, advise, device_for, estimate
+from cl_softcot.estimate.footprint import footprint_of, kept_for_backward
+from cl_softcot.estimate.passes import Passes, TextLengths, passes_of
+from cl_softcot.estimate.sizes import Trained, sizes_of, trained_numbers, weight_bytes
+from cl_softcot.estimate.texts import text_lengths
+from cl_softcot.estimate.time import H100, answers_seconds, hours_of, step_operations
 from cl_softcot.models.language_model import load_language_model
 from cl_softcot.models.scratch import make_model_folder
 from cl_softcot.models.shapes import architecture, period, published_shapes
@@ -38,7 +31,7 @@ from cl_softcot.tasks.base import Example
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "the cat sat on a mat and saw seven dogs run over green hills".split()
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
-TEXT = Text(100, 80, 10, 4)
+TEXT = TextLengths(100, 80, 10, 4)
 REASONINGS = {
     "cot": "cot",
     "coconut": "{name: coconut, max_stage: 3}",
@@ -63,7 +56,7 @@ def llama(folder: Path, method: str, more: str = "", backbone: str = "") -> obje
 
 
 def memory(config: object, **options: object) -> object:
-    return memory_of(config, config.methods[0], TEXT, **options)
+    return footprint_of(config, config.methods[0], TEXT, **options)
 
 
 # ----------------------------------------------------------------------------------------------------- shapes
@@ -214,8 +207,8 @@ def test_what_a_forward_keeps_is_what_was_counted(tmp_path, models, monkeypatch,
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         part.loss(parts, batch)
     written, target = len(part.steps_written(examples[0], phase.stage)), batch["target_BT"].shape[1]
-    text = Text(batch["prefix_BT"].shape[1] - len(part.thoughts(phase.stage)), (target - 3) * 4 // written, 3, 4)
-    plan = plan_of(method, text, phase, frozen_backbone=strategy == "frozen_backbone")
+    text = TextLengths(batch["prefix_BT"].shape[1] - len(part.thoughts(phase.stage)), (target - 3) * 4 // written, 3, 4)
+    plan = passes_of(method, text, phase, frozen_backbone=strategy == "frozen_backbone")
     copies, each = kept_for_backward(method, config.backbone, plan)
     assert copies + B * each == pytest.approx(sum(size for _, size in kept.values()), rel=0.04)
     weights = sum(p.numel() for p in parts.backbone.layers.parameters() if p.ndim == 2)
@@ -245,8 +238,8 @@ def test_the_peak_of_real_steps_is_near_the_estimate(tmp_path, strategy, reasoni
         env=environment,
     )
     real = json.loads(done.stdout)
-    text = Text(real["prompt"], (real["target"] - 3) * (4 if reasoning == "coconut" else 1), 3, 4)
-    counted = memory_of(config, config.methods[0], text, device="cpu")
+    text = TextLengths(real["prompt"], (real["target"] - 3) * (4 if reasoning == "coconut" else 1), 3, 4)
+    counted = footprint_of(config, config.methods[0], text, device="cpu")
     estimated = sum(counted.stays.values()) + max(sum(counted.passes[moment].values()) for moment in ("training", "update"))
     assert 0.8 * real["bytes"] < estimated < 1.2 * real["bytes"], (estimated / 1e6, real)
 
@@ -328,10 +321,10 @@ def test_activations_follow_the_micro_batch_and_checkpointing_saves_most_of_them
 def test_nothing_is_kept_before_the_first_slot_of_a_frozen_backbone(tmp_path):
     config = llama(tmp_path, "reasoning: {name: softcot, soft_thoughts: 4}, strategy: frozen_backbone")
     method, phase = config.methods[0], config.methods[0].reasoning.cls().phases(1)[0]
-    plan = plan_of(method, TEXT, phase, frozen_backbone=True)
-    assert plan == Plan(100, (4 + 89,), 90)
+    plan = passes_of(method, TEXT, phase, frozen_backbone=True)
+    assert plan == Passes(100, (4 + 89,), 90)
     _, above = kept_for_backward(method, config.backbone, plan)
-    _, everything = kept_for_backward(method, config.backbone, Plan(0, (193,), 90))
+    _, everything = kept_for_backward(method, config.backbone, Passes(0, (193,), 90))
     assert above < 0.6 * everything
 
 
@@ -340,7 +333,7 @@ def test_coconut_goes_through_the_backbone_once_a_thought(tmp_path):
     config = llama(tmp_path, "reasoning: {name: coconut, max_stage: 3}, strategy: lora")
     method = config.methods[0]
     phase = method.reasoning.cls(method.reasoning.settings).final_phase()
-    plan = plan_of(method, TEXT, phase, frozen_backbone=False)
+    plan = passes_of(method, TEXT, phase, frozen_backbone=False)
     assert plan.labels == 20 + 10 and plan.pieces == (101, 1, 1, 2 + 29) and plan.columns == 100 + 2 + 3 + 29
 
 
@@ -351,7 +344,7 @@ def test_operations_are_six_four_and_less_than_four_a_weight_and_token():
     sizes = sizes_of(LLAMA)
     # Of attention and the head nothing, to see the rule.
     bare = type(sizes)(**{**vars(sizes), "head": 0, "width": 0})
-    whole, slots = Plan(0, (190,), 90), Plan(100, (90,), 90)
+    whole, slots = Passes(0, (190,), 90), Passes(100, (90,), 90)
     P = bare.layers
     assert step_operations(bare, Trained(P, 0, 0), whole) == 6 * P * 190
     assert step_operations(bare, Trained(0, 0, 9), whole) == 4 * P * 190

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments"
@@ -25,7 +25,7 @@ _SCRIPT = """
 import contextlib, io, json, re, sys
 from cl_softcot import run
 from cl_softcot.config import load_experiment
-from cl_softcot.estimate import summary
+from cl_softcot.estimate.words import summary
 for path, arguments, gpus in json.load(sys.stdin):
     text = io.StringIO()
     with contextlib.redirect_stdout(text):

@@ -8,8 +8,9 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, Field
 
-from cl_softcot._fingerprint import ADDED_LATER, identity_of, unset_additions
-from cl_softcot.config import load_experiment, run_fingerprint
+from cl_softcot.config.additions import ADDED_LATER, identity_of, unset_additions
+from cl_softcot.config.fingerprint import run_fingerprint
+from cl_softcot.config.loading import load_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

@@ -13,9 +13,9 @@ from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 import cl_softcot.reasoning.base as base_module
 from cl_softcot.errors import UserError
 from cl_softcot.models import frozen_prefix
-from cl_softcot.models.decoding import generate
 from cl_softcot.models.frozen_prefix import MEMORY, PrefixStore, can_keep, prefixes_of
 from cl_softcot.models.language_model import load_language_model
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import Phase
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.pause import Pause

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cl_softcot import law as command
 from cl_softcot.files import atomic_write_json
-from cl_softcot.laws.fit import accuracy_matched, fit_law, law_table, monotone, quadratic, r_squared, spearman
-from cl_softcot.laws.points import Point, family_of, moved, points_from, points_of
+from cl_softcot.law import __main__ as command
+from cl_softcot.law.fit import accuracy_matched, fit_law, law_table, monotone, quadratic, r_squared, spearman
+from cl_softcot.law.points import Point, family_of, moved, points_from, points_of
 
 
 def point(run="r", method="m", kl=1.0, forgetting=0.0, **fields):

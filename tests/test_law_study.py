@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from cl_softcot import law as command
 from cl_softcot.errors import UserError
-from cl_softcot.laws import study, trials
-from cl_softcot.laws.fit import DIRECTIONS, fit_law
-from cl_softcot.laws.glyphs import KINDS, draw
-from cl_softcot.laws.points import Point
-from cl_softcot.laws.study import LawConfig, Trial, fingerprint, load_law, plan, run_study
-from cl_softcot.laws.trials import World, label_targets, oracle_targets, policy_gradient_loss, right_labels, run_trial
+from cl_softcot.law import __main__ as command
+from cl_softcot.law.fit import DIRECTIONS, fit_law
+from cl_softcot.law.pictures import study, trials
+from cl_softcot.law.pictures.config import LawConfig
+from cl_softcot.law.pictures.glyphs import KINDS, draw
+from cl_softcot.law.pictures.study import Trial, fingerprint, load_law, plan, run_study
+from cl_softcot.law.pictures.trials import World, label_targets, oracle_targets, policy_gradient_loss, right_labels, run_trial
+from cl_softcot.law.points import Point
 from cl_softcot.metrics.drift import kl_from_logits
 
 ROOT = Path(__file__).resolve().parents[1]

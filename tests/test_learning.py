@@ -14,8 +14,12 @@ import torch
 from learning_fakes import TASKS, FakeStrategy, Train, make_examples, make_learner, run_all, weights_sha256
 
 from cl_softcot.errors import UserError
-from cl_softcot.learning import ExactSteps, LossDiverged, build_plugin, learning_rate_factor
-from cl_softcot.stream import make_stream, rows_to_indices
+from cl_softcot.learning import learner as learner_module
+from cl_softcot.learning.batches import ExactSteps
+from cl_softcot.learning.optimiser import learning_rate_factor
+from cl_softcot.learning.plugins import build_plugin
+from cl_softcot.learning.snapshot import LossDiverged
+from cl_softcot.learning.stream import make_stream, rows_to_indices
 
 REPLAY = {"name": "replay", "mem_size": 10}
 
@@ -587,7 +591,7 @@ def test_per_example_losses_are_there_for_per_example_gradients():
 
 def test_small_gradients_survive_half_precision(monkeypatch):
     """fp16 ends at 6e-8: without a scale a part of the gradients is exactly zero, with it none more than in fp32."""
-    from cl_softcot import learning
+    from cl_softcot.learning import loop
     from cl_softcot.models.language_model import load_language_model
     from cl_softcot.reasoning.base import Parts
     from cl_softcot.reasoning.cot import Cot
@@ -597,11 +601,11 @@ def test_small_gradients_survive_half_precision(monkeypatch):
     task = Arithmetic(Arithmetic.Settings(), "sums")
 
     def norm_and_zeros(dtype: str, scale: float) -> tuple[float, float]:
-        monkeypatch.setattr(learning, "HALF_SCALE", scale)
+        monkeypatch.setattr(loop, "HALF_SCALE", scale)
         parts = Parts(load_language_model("builtin:tiny", dtype).copy(), None, Cot())
         strategy = FullFinetune()
         strategy.prepare(parts, 0)
-        learner = learning.Learner(parts, strategy, Train(steps=1, global_batch_size=16), (), 0)
+        learner = learner_module.Learner(parts, strategy, Train(steps=1, global_batch_size=16), (), 0)
         stream = make_stream([("sums", task.examples("train", 16, 0))], learner.collate)
         found = {}
 
@@ -613,7 +617,7 @@ def test_small_gradients_survive_half_precision(monkeypatch):
         learner.loop(stream[0])
         return found["norm"], found["zeros"]
 
-    scale = learning.HALF_SCALE
+    scale = loop.HALF_SCALE
     norm, zeros = norm_and_zeros("float32", 1.0)
     scaled_norm, scaled_zeros = norm_and_zeros("float16", scale)
     _, plain_zeros = norm_and_zeros("float16", 1.0)

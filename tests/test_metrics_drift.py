@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
 
 ensure_torchvision()
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
 from cl_softcot.metrics import Meaning, catalogue, describe, matrix
 
 BASE = [0.25, 0.12, 0.08, 0.04]

@@ -14,12 +14,13 @@ from model_fakes import examples, parts_of
 from torch import nn
 
 from cl_softcot import registry
+from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.drift import DriftReference, drift
-from cl_softcot.models.decoding import forward, generate, new_state
 from cl_softcot.models.language_model import load_language_model
+from cl_softcot.models.running import forward, new_state
 from cl_softcot.models.scratch import make_model_folder
-from cl_softcot.policy import BasePolicy, MethodPolicy
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.reasoning.cot import Cot
 

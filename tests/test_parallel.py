@@ -16,10 +16,10 @@ import pytest
 import torch
 from run_fakes import Ended, environment, finished, result, run_folders, scratch, small, start, tiny, write
 
-from cl_softcot import parallel
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
-from cl_softcot.one_run import memory_explained
+from cl_softcot.machine import processes as parallel
+from cl_softcot.machine.exact import memory_explained
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
@@ -271,7 +271,7 @@ def test_a_killed_launch_goes_on_with_another_number_of_processes(tmp_path, shar
     """Inside a turn: weights, optimiser and position come from the checkpoint of the others."""
     path = write(tmp_path, small("full_coconut", train={"steps": 8, "checkpoint_every_steps": 3, "sharding": sharding}))
     assert start(path, "output_dir=one", cwd=tmp_path).status == 0
-    kill = ("cl_softcot.learning:TrainingLoop._count_step", 12)
+    kill = ("cl_softcot.learning.loop:TrainingLoop._count_step", 12)
     assert start(path, "output_dir=out", cwd=tmp_path, kill_at=kill).status == -signal.SIGKILL
     ended = torchrun("-m", "cl_softcot.run", path, "output_dir=out", cwd=tmp_path)
     assert ended.status == 0, ended.text

@@ -13,9 +13,9 @@ import torch
 from parity_fakes import DTYPES, IdTokenizer, encoded, losses_of_four_steps, names, needs_fixtures, recorded, tensors, watching
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cl_softcot.models.decoding import generate
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.text import TextFormat
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import IGNORED, Parts, Phase
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot

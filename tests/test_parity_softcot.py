@@ -12,8 +12,8 @@ import torch
 from parity_fakes import DTYPES, IdTokenizer, encoded, losses_of_four_steps, names, needs_fixtures, recorded, tensors, watching
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cl_softcot.models.decoding import generate
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import IGNORED, Parts
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.softcot import Softcot

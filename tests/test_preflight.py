@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from run_fakes import local_rows, small, start, tiny, write, write_jsonl
 
-from cl_softcot.config import load_experiment
+from cl_softcot.answering.build import load_models, retention_tasks
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
-from cl_softcot.one_run import load_models, retention_tasks
-from cl_softcot.preflight import check_examples
+from cl_softcot.run.preflight import check_examples
 from cl_softcot.tasks.base import split_of
 from cl_softcot.tasks.local_file import question_key
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 
+from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.drift import DriftReference, drift
-from cl_softcot.models.decoding import forward, generate, new_state
+from cl_softcot.models.batch import Batch
 from cl_softcot.models.head import packed_logits, token_losses
-from cl_softcot.policy import BasePolicy, MethodPolicy
-from cl_softcot.reasoning.base import Batch, Phase
+from cl_softcot.models.running import forward, new_state
+from cl_softcot.models.writing import generate
+from cl_softcot.reasoning.base import Phase
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.direct import Direct

@@ -3,7 +3,7 @@
 import pytest
 from run_fakes import finished, local_task, result, run_folders, small, start, write
 
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.intransigence import against_reference
 from strategies.joint import Joint

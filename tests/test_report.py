@@ -15,9 +15,9 @@ import run_fakes
 from plain_numbers import Plain, read_report
 from report_fakes import METHODS, REFERENCE, TASKS, edit_result, write_study
 
-from cl_softcot.report import main
-from cl_softcot.reports.content import Number, Table
-from cl_softcot.reports.writing import as_csv, latex
+from cl_softcot.report.__main__ import main
+from cl_softcot.report.content import Number, Table
+from cl_softcot.report.writing import as_csv, latex
 
 # Diagnostics that are too long, or have nothing to measure, at the size of these runs.
 SMALL: dict[str, dict] = {"during": {"every": 3, "examples": 4}, "relearning": {"steps": 2}}
@@ -28,7 +28,7 @@ FAST = ["--bootstrap", "300", "--no-mlflow"]
 def undrawn(monkeypatch):
     """Drawing takes most of the time of a small report; tests of numbers and words do without."""
     empty = b'<svg width="1pt" height="1pt"></svg>'
-    monkeypatch.setattr("cl_softcot.reports.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
+    monkeypatch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
 
 
 def report(*arguments: str | Path) -> int:
@@ -460,7 +460,7 @@ def test_the_page_needs_nothing_else(written):
 
 
 def test_every_method_has_one_colour_everywhere(written):
-    from cl_softcot.trackers.results import palette
+    from cl_softcot.results.colors import palette
 
     colors = palette([*METHODS, *REFERENCE])
     for name in ("study-curves-given", "study-law", "study-retention"):
@@ -515,17 +515,17 @@ def test_numbers_as_text(number, text):
 
 def test_a_section_is_one_file(study, monkeypatch, tmp_path, undrawn):
     """A new file in the room of sections is found by itself."""
-    from cl_softcot.reports import sections
+    from cl_softcot.report import sections
 
     (tmp_path / "greeting.py").write_text(
-        "from cl_softcot.reports.content import Section, Text\nPLACE = 15\n"
+        "from cl_softcot.report.content import Section, Text\n"
         "def section(study):\n    return Section('Greeting', [Text(f'{len(study.runs)} runs')])\n"
     )
     monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
     assert report(study, "--output", tmp_path / "out") == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "## Greeting\n\n24 runs" in text
-    assert text.index("## The question") < text.index("## Greeting") < text.index("## The set-up")
+    assert text.index("## The question") < text.index("## The set-up") < text.index("## Greeting")
 
 
 def test_the_sweep_that_chose_a_rate_is_named(study, tmp_path, capsys, undrawn):

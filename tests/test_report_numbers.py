@@ -13,7 +13,7 @@ from plain_numbers import read_report
 from printed_report import problems
 from report_fakes import METHODS, REFERENCE, edit_result, write_study
 
-from cl_softcot.report import main
+from cl_softcot.report.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 KEPT = sorted(path.parent for path in (ROOT / "experiments" / "results").glob("**/report/report.json"))
@@ -86,7 +86,7 @@ def study(tmp_path_factory) -> Path:
         edit_result(run, diagnostics=diagnostics(method, int(seed[-1]), order))
     empty = b'<svg width="1pt" height="1pt"></svg>'  # drawing takes most of the time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cl_softcot.reports.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
+        patch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
         assert main([str(folder), "--bootstrap", "200", "--no-mlflow"]) == 0
     return folder
 
@@ -106,7 +106,7 @@ def test_every_number_follows_from_what_is_kept(kept):
 
 def test_a_report_of_kept_results_says_the_same(kept, study, tmp_path, monkeypatch):
     """Question by question too: what is kept of the answers is enough."""
-    monkeypatch.setattr("cl_softcot.reports.writing.drawn", lambda name, draw: {"svg": b'<svg width="1pt"></svg>', "pdf": b""})
+    monkeypatch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": b'<svg width="1pt"></svg>', "pdf": b""})
     assert main([str(kept), "--bootstrap", "200", "--no-mlflow", "--output", str(tmp_path / "again")]) == 0
     again, before = (read_report(folder)["numbers"] for folder in (tmp_path / "again", study / "report"))
     assert again == before

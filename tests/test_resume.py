@@ -28,8 +28,8 @@ from run_fakes import (
 
 TRAINED = [name for name in METHODS if name != "base_direct"]
 DURABLE_WRITE = "os:fsync"  # twice a file, once a line of a log: between two calls nothing on the disk changes
-OPTIMISER_STEP = "cl_softcot.learning:TrainingLoop._count_step"
-JUDGED = "cl_softcot.evaluate:_prediction"
+OPTIMISER_STEP = "cl_softcot.learning.loop:TrainingLoop._count_step"
+JUDGED = "cl_softcot.answering.evaluate:_prediction"
 
 
 # ----------------------------------------------------------------------------------------------- kill -9, exactly
@@ -267,7 +267,7 @@ MADE_UP = """
 import os, pathlib, signal, sys, time, types
 from dataclasses import dataclass
 
-work = types.ModuleType("cl_softcot.one_run")  # in the parent and, since spawn reads this file again, in every worker
+one_run = types.ModuleType("cl_softcot.run.one_run")  # in the parent and, since spawn reads this file again, in every worker
 
 
 @dataclass(frozen=True)
@@ -282,25 +282,28 @@ def run_one(config, spec, folder, shared, provenance, report):
     time.sleep(0 if spec.key == "first" else 300)
 
 
-RunSpec.__module__ = work.__name__
-work.RunSpec, work.run_one, work.measure_base, work.OnRow = RunSpec, run_one, lambda *_: None, None
-sys.modules[work.__name__] = work
+base = types.ModuleType("cl_softcot.run.base")
+one_run.run_one, base.measure_base = run_one, lambda *_: None
+sys.modules |= {module.__name__: module for module in (base, one_run)}
+import cl_softcot.run
+
+cl_softcot.run.base, cl_softcot.run.one_run = base, one_run
 
 if __name__ == "__main__":
-    from cl_softcot import orchestration, run
+    from cl_softcot.run import __main__ as command, experiment
 
     # As in a terminal; a shell that runs the tests in the background has switched the signal off for its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    class Made(orchestration.Orchestration):
+    class Made(experiment.Orchestration):
         provenance = {}
         _refuse_other_settings = _start_mlflow = lambda self, *_: None
         _begin = _print = lambda self, *_: None
         _conclude = lambda self: []
 
     made = Made(None, [RunSpec(key) for key in ("first", "second", "third")], pathlib.Path("out"), 2, restart=False)
-    run.run = lambda args: made.go()
-    sys.exit(run.main(["made_up.yaml"]))
+    command.run = lambda args: made.go()
+    sys.exit(command.main(["made_up.yaml"]))
 """
 
 

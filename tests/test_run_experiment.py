@@ -7,11 +7,11 @@ import json
 import pytest
 from run_fakes import assert_same_numbers, finished, local_task, run_folders, small, start, write
 
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import RunsFailed, StopRun, UserError
 from cl_softcot.files import FolderLock, read_jsonl
-from cl_softcot.run import run_experiment
-from cl_softcot.trackers.event_log import read_events
+from cl_softcot.results.events import read_events
+from cl_softcot.run.api import run_experiment
 
 
 def config_of(folder, *methods, **changes):
@@ -72,7 +72,7 @@ def test_partial_results_grow_by_a_row(tmp_path):
 def test_again_nothing_is_done_and_the_results_are_there(tmp_path, monkeypatch):
     config = config_of(tmp_path, "softcot")
     first = run_experiment(config, folder=tmp_path / "out")
-    monkeypatch.setattr("cl_softcot.one_run.run_one", None)
+    monkeypatch.setattr("cl_softcot.run.one_run.run_one", None)
     assert run_experiment(config, folder=tmp_path / "out", on_row=lambda *_: pytest.fail("a row")) == first
 
 
@@ -118,7 +118,7 @@ def test_a_failed_run_is_raised_after_the_others_and_its_story_is_kept(tmp_path,
 
 def test_it_goes_on_with_what_the_command_began(tmp_path):
     path, out = write(tmp_path, small("softcot")), tmp_path / "out"
-    kill = ("cl_softcot.learning:TrainingLoop._count_step", 8)
+    kill = ("cl_softcot.learning.loop:TrainingLoop._count_step", 8)
     assert start(path, "output_dir=out", cwd=tmp_path, kill_at=kill).status < 0
     run_experiment(load_experiment(path).config, folder=out)
     assert_same_numbers(out, finished(), ["softcot"])

@@ -25,16 +25,17 @@ from sweep_fakes import (
     write,
 )
 
-from cl_softcot import one_run, side_by_side
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import RunsFailed, UserError
+from cl_softcot.machine import lanes as side_by_side
+from cl_softcot.machine.lanes import LaneStopped, hand_on, undivided, working_seconds
 from cl_softcot.models import frozen_prefix
-from cl_softcot.run import run_experiment
-from cl_softcot.side_by_side import LaneStopped, hand_on, undivided, working_seconds
-from cl_softcot.sweep import main
-from cl_softcot.sweeps.config import load_sweep
-from cl_softcot.sweeps.study import at_once
-from cl_softcot.trackers import figures
+from cl_softcot.run import one_run
+from cl_softcot.run.api import run_experiment
+from cl_softcot.sweep.__main__ import main
+from cl_softcot.sweep.config import load_sweep
+from cl_softcot.sweep.samplers import at_once
+from cl_softcot.track import figures
 
 REASONING = "methods.softcot.reasoning"
 

@@ -21,7 +21,7 @@ from benchmarks.references import coconut as coconut_reference
 from benchmarks.references import softcot as softcot_reference
 from benchmarks.stopwatch import PARTS, resolve, watching
 from benchmarks.table import BLOCKS, lines_of, with_block
-from cl_softcot.models.decoding import generate
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import Parts, Phase
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.softcot import Softcot

@@ -9,17 +9,10 @@ from scipy import stats
 
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.intervals import interquartile_mean
-from cl_softcot.statistics import (
-    Unit,
-    aggregate,
-    benjamini_hochberg,
-    compare,
-    holm,
-    paired_difference,
-    performance_profile,
-    probability_of_improvement,
-    scores_of_run,
-)
+from cl_softcot.results.outcomes import scores_of_run
+from cl_softcot.statistics.aggregate import aggregate, performance_profile, probability_of_improvement
+from cl_softcot.statistics.many import benjamini_hochberg, compare, holm
+from cl_softcot.statistics.paired import Unit, paired_difference
 
 # Three runs and four runs on three tasks; rliable 1.2.0 gives the values that are compared with below.
 X = np.array([[0.9, 0.4, 0.7], [0.8, 0.5, 0.7], [0.95, 0.45, 0.2]])

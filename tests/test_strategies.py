@@ -10,9 +10,9 @@ import torch
 from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 
 from cl_softcot import registry
+from cl_softcot.answering.per_task import NearestRouter, OracleRouter, PerTaskPolicy, TaskBank, make_router, routing_accuracy
+from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.errors import UserError
-from cl_softcot.per_task import NearestRouter, OracleRouter, PerTaskPolicy, TaskBank, make_router, routing_accuracy
-from cl_softcot.policy import BasePolicy, MethodPolicy
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.direct import Direct

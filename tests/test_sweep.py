@@ -9,16 +9,18 @@ import yaml
 from run_fakes import ROOT, tiny
 from sweep_fakes import RATE, experiment, sweep, write
 
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
-from cl_softcot.run import run_experiment
-from cl_softcot.sweep import _existing, describe, main
-from cl_softcot.sweeps import objectives
-from cl_softcot.sweeps.config import load_sweep
-from cl_softcot.sweeps.launchers.slurm import script
-from cl_softcot.sweeps.space import Distribution, as_override, grid, suggest, values_of
-from cl_softcot.sweeps.storage import hide
-from cl_softcot.sweeps.study import chosen_pruner, write_sweep
+from cl_softcot.run.api import run_experiment
+from cl_softcot.sweep import objectives
+from cl_softcot.sweep.__main__ import main
+from cl_softcot.sweep.commands import describe
+from cl_softcot.sweep.config import load_sweep
+from cl_softcot.sweep.folder import existing, write_sweep
+from cl_softcot.sweep.launchers.slurm import script
+from cl_softcot.sweep.samplers import chosen_pruner
+from cl_softcot.sweep.space import Distribution, as_override, grid, suggest, values_of
+from cl_softcot.sweep.storage import hide
 
 # ------------------------------------------------------------------------------------------------ bad input
 
@@ -180,7 +182,7 @@ def test_a_grid_has_every_combination_once():
 )
 def test_every_value_survives_the_command_line(tmp_path, value):
     """As the command line is read: the override `tracking.experiment=...` stands for any key."""
-    from cl_softcot import _yaml
+    from cl_softcot.config import yaml as _yaml
 
     tree = _yaml.parse("a: 1", "f")
     _yaml.override(tree, as_override("key", value), {}, 1)
@@ -255,7 +257,7 @@ def test_the_resolved_file_reads_back_as_the_same(tmp_path, monkeypatch):
     )
     loaded = load_sweep(write(tmp_path, data))
     write_sweep(loaded)
-    assert _existing("sweeps/s") == loaded
+    assert existing("sweeps/s") == loaded
 
 
 def test_pruning_is_off_unless_learning_alone_is_measured(tmp_path):
@@ -357,7 +359,7 @@ def test_values_so_far_are_over_the_tasks_learned_so_far():
 
 
 def test_bounds():
-    from cl_softcot.sweeps.config import Bound
+    from cl_softcot.sweep.config import Bound
 
     assert Bound(at_most=10).excess(12.0) == 2.0 and Bound(at_most=10).excess(4.0) == -6.0
     assert Bound(at_least=0.5).excess(0.25) == 0.25 and math.isclose(Bound(at_least=0.5, at_most=0.8).excess(0.7), -0.1)

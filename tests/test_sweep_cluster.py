@@ -36,9 +36,9 @@ from sweep_fakes import (
     one_at_a_time as sweep,
 )
 
-from cl_softcot.sweeps import study
-from cl_softcot.sweeps.study import Counts
-from cl_softcot.sweeps.worker import run_trial
+from cl_softcot.sweep import alive as heartbeats
+from cl_softcot.sweep.trials import Counts
+from cl_softcot.sweep.worker import run_trial
 
 TOO_MANY, TOO_LARGE = 100_000, 10**10  # examples of a file that holds 240; rows of a matrix that no memory holds
 pytestmark = pytest.mark.slow
@@ -169,7 +169,7 @@ def test_a_worker_of_another_machine_is_judged_by_its_silence(here, database, mo
     process = spawn(path, cwd=here)
     trial, pid = mid_trial(folder)
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(study, "_machine", lambda: "another one")
+    monkeypatch.setattr(heartbeats, "machine_name", lambda: "another one")
     search = searches(folder)[0]
     assert search.take() == "wait"
     started = time.monotonic()

@@ -29,11 +29,12 @@ from sweep_fakes import (
     one_at_a_time as sweep,
 )
 
-from cl_softcot import run as run_command
-from cl_softcot.sweep import main
-from cl_softcot.sweeps import study, worker
-from cl_softcot.trackers import figures
-from cl_softcot.trackers.event_log import read_events
+from cl_softcot.results.events import read_events
+from cl_softcot.run import __main__ as run_command
+from cl_softcot.run import api
+from cl_softcot.sweep import alive, trials, worker
+from cl_softcot.sweep.__main__ import main
+from cl_softcot.track import figures
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_the_same_command_again_tops_up_and_repeats_nothing(here):
 def test_an_interrupted_sweep_proposes_and_finds_what_an_uninterrupted_one_does(here, monkeypatch, sampler):
     settings = {"trials": 4, "sampler": {"name": sampler, "startup_trials": 2, "seed": 3}}
     assert go(write(here, sweep(**settings)), "name=whole") == 0
-    original, calls = run_command.run_experiment, [0]
+    original, calls = api.run_experiment, [0]
 
     def interrupted(config, *, on_row=None, **options):
         def stops(spec, i, partial):
@@ -141,7 +142,7 @@ def test_an_interrupted_sweep_proposes_and_finds_what_an_uninterrupted_one_does(
 
         return original(config, on_row=stops, **options)
 
-    monkeypatch.setattr(run_command, "run_experiment", interrupted)
+    monkeypatch.setattr(api, "run_experiment", interrupted)
     assert go(here / "s.yaml", "name=cut") == 130
     assert states(here / "sweeps/cut") == {0: "complete", 1: "interrupted"}
     kept = {p: p.stat().st_mtime_ns for p in rows(here / "sweeps/cut", 1)}
@@ -299,7 +300,7 @@ def test_an_experiment_that_was_changed_is_noticed_by_late_workers(here, capsys)
 
 def test_silence_is_counted_by_looking_and_never_while_nobody_could_look(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(trials.time, "monotonic", lambda: now[0])
 
     class Trial:
         number = 0
@@ -307,7 +308,7 @@ def test_silence_is_counted_by_looking_and_never_while_nobody_could_look(monkeyp
         def __init__(self, n):
             self.user_attrs = {"beat": {"n": n, "machine": "elsewhere", "pid": 1, "started": "1"}}
 
-    watch = study._Watch(heartbeat=10, grace=60)
+    watch = alive.Watch(heartbeat=10, grace=60)
     watch.look([Trial(1)])
     now[0] = 10_000.0  # the database was away for hours: one look counts for two heartbeats at most
     watch.look([Trial(1)])
@@ -321,20 +322,20 @@ def test_silence_is_counted_by_looking_and_never_while_nobody_could_look(monkeyp
 
 
 def test_a_worker_of_this_machine_is_dead_when_its_process_is_gone():
-    watch = study._Watch(heartbeat=10, grace=60)
+    watch = alive.Watch(heartbeat=10, grace=60)
 
     class Trial:
         number = 0
-        user_attrs = {"beat": study.beat(0)}
+        user_attrs = {"beat": alive.beat(0)}
 
     assert not watch.is_dead(Trial)
     other = os.fork()
     if other == 0:
         os._exit(0)
-    Trial.user_attrs = {"beat": {**study.beat(0), "pid": other, "started": "1"}}
+    Trial.user_attrs = {"beat": {**alive.beat(0), "pid": other, "started": "1"}}
     assert watch.is_dead(Trial)  # a zombie, and it was started at another time
     os.waitpid(other, 0)
-    Trial.user_attrs = {"beat": {**study.beat(0), "started": "1"}}  # its number was given to another process
+    Trial.user_attrs = {"beat": {**alive.beat(0), "started": "1"}}  # its number was given to another process
     assert watch.is_dead(Trial)
 
 

@@ -7,31 +7,31 @@ import shutil
 
 import pytest
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
 
 ensure_torchvision()
 
 import torch  # noqa: E402
 
-from cl_softcot import tiny  # noqa: E402
 from cl_softcot.errors import UserError  # noqa: E402
 from cl_softcot.files import sha256_of  # noqa: E402
+from cl_softcot.models import builtin  # noqa: E402
 from cl_softcot.models.language_model import load_language_model  # noqa: E402
 from cl_softcot.tiny import corpus, pretrain, score  # noqa: E402
 from cl_softcot.tiny.corpus import FAMILIES, SPECIALS, vocabulary  # noqa: E402
 
-RECIPES = json.loads((tiny.HERE / "recipes.json").read_text())
-SCORES = tiny.HERE / "scores.json"
+RECIPES = json.loads((builtin.HERE / "recipes.json").read_text())
+SCORES = builtin.HERE / "scores.json"
 TRAINED = {"tiny": "backbone", "tiny-assistant": "assistant"}
 
 
 # ------------------------------------------------------------------------------------------------------- the models
 
 
-@pytest.mark.parametrize("name", tiny.MODELS)
+@pytest.mark.parametrize("name", builtin.MODELS)
 def test_each_name_leads_to_a_whole_model(name):
-    folder = tiny.resolve(name)
-    assert folder.parent == tiny.HERE and (folder / "model.safetensors").is_file()
+    folder = builtin.resolve(name)
+    assert folder.parent == builtin.HERE and (folder / "model.safetensors").is_file()
     model = load_language_model(f"builtin:{name}")
     assert model.tokenizer.get_vocab() == {word: i for i, word in enumerate(vocabulary())}
     assert [model.tokenizer.convert_ids_to_tokens(i) for i in range(len(vocabulary()) - 5, len(vocabulary()))] == list(SPECIALS)
@@ -43,40 +43,45 @@ def test_each_name_leads_to_a_whole_model(name):
 
 
 def test_the_assistant_is_the_smaller_one_and_the_checkpoints_differ():
-    sizes = {name: load_language_model(f"builtin:{name}").model.num_parameters() for name in tiny.MODELS}
+    sizes = {name: load_language_model(f"builtin:{name}").model.num_parameters() for name in builtin.MODELS}
     assert sizes["tiny-assistant"] < sizes["tiny"] == sizes["tiny@25"] == sizes["tiny@50"]
-    assert len({sha256_of(tiny.resolve(name) / "model.safetensors") for name in tiny.MODELS}) == len(tiny.MODELS)
+    assert len({sha256_of(builtin.resolve(name) / "model.safetensors") for name in builtin.MODELS}) == len(builtin.MODELS)
 
 
 def test_an_unknown_name_names_the_nearest():
-    for call in (tiny.resolve, lambda name: load_language_model(f"builtin:{name}")):
+    for call in (builtin.resolve, lambda name: load_language_model(f"builtin:{name}")):
         with pytest.raises(UserError, match="no embedded model 'tiny@5'; did you mean 'tiny@") as error:
             call("tiny@5")
         assert "tiny-assistant" in str(error.value) and "builtin:tiny" in str(error.value)
 
 
 def test_at_most_14_megabytes_in_all():
-    files = [p for folder in tiny.MODELS.values() for p in (tiny.HERE / folder).rglob("*") if p.is_file()]
+    files = [p for folder in builtin.MODELS.values() for p in (builtin.HERE / folder).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 14e6
 
 
 def test_checksums_cover_every_file():
-    covered = json.loads((tiny.HERE / tiny.CHECKSUMS).read_text())
-    there = {p.relative_to(tiny.HERE).as_posix() for m in tiny.MODELS.values() for p in (tiny.HERE / m).rglob("*") if p.is_file()}
+    covered = json.loads((builtin.HERE / builtin.CHECKSUMS).read_text())
+    there = {
+        p.relative_to(builtin.HERE).as_posix()
+        for m in builtin.MODELS.values()
+        for p in (builtin.HERE / m).rglob("*")
+        if p.is_file()
+    }
     assert set(covered) == there
-    assert all(sha256_of(tiny.HERE / file) == expected for file, expected in covered.items())
+    assert all(sha256_of(builtin.HERE / file) == expected for file, expected in covered.items())
 
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """The models in a place where they may be damaged."""
-    for folder in tiny.MODELS.values():
-        shutil.copytree(tiny.HERE / folder, tmp_path / folder)
-    shutil.copy(tiny.HERE / tiny.CHECKSUMS, tmp_path)
-    monkeypatch.setattr(tiny, "HERE", tmp_path)
-    tiny.resolve.cache_clear()
+    for folder in builtin.MODELS.values():
+        shutil.copytree(builtin.HERE / folder, tmp_path / folder)
+    shutil.copy(builtin.HERE / builtin.CHECKSUMS, tmp_path)
+    monkeypatch.setattr(builtin, "HERE", tmp_path)
+    builtin.resolve.cache_clear()
     yield tmp_path
-    tiny.resolve.cache_clear()
+    builtin.resolve.cache_clear()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "cl_softcot.json", "config.json"])
@@ -88,29 +93,29 @@ def test_a_damaged_file_is_found(copy, file):
     with pytest.raises(UserError, match=f"'tiny' is damaged: backbone/{file} is not the file that was trained") as error:
         load_language_model("builtin:tiny")
     assert "python -m cl_softcot.tiny.pretrain backbone" in str(error.value)
-    assert tiny.resolve("tiny@50") == copy / "backbone-50"  # the others are whole
+    assert builtin.resolve("tiny@50") == copy / "backbone-50"  # the others are whole
 
 
 def test_a_missing_file_is_found(copy):
     (copy / "assistant" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="assistant/model.safetensors is missing"):
-        tiny.resolve("tiny-assistant")
+        builtin.resolve("tiny-assistant")
 
 
 def test_write_checksums_covers_what_is_there(copy):
     (copy / "backbone" / "training.json").write_text("{}")
-    with_change = json.loads((copy / tiny.CHECKSUMS).read_text())
-    tiny.write_checksums(copy)
-    written = json.loads((copy / tiny.CHECKSUMS).read_text())
+    with_change = json.loads((copy / builtin.CHECKSUMS).read_text())
+    builtin.write_checksums(copy)
+    written = json.loads((copy / builtin.CHECKSUMS).read_text())
     changed = {file for file in written if written[file] != with_change.get(file)}
     assert changed == {"backbone/training.json"}
-    tiny.resolve("tiny")
+    builtin.resolve("tiny")
 
 
-@pytest.mark.parametrize("name", tiny.MODELS)
+@pytest.mark.parametrize("name", builtin.MODELS)
 def test_the_marker_file_says_how_text_is_laid_out(name, tmp_path):
     pretrain.write_marker(tmp_path)
-    marker = tiny.resolve(name) / "cl_softcot.json"
+    marker = builtin.resolve(name) / "cl_softcot.json"
     assert marker.read_text() == (tmp_path / "cl_softcot.json").read_text()
     told = json.loads(marker.read_text())
     assert told["style"] == "words" and told["instructions"] == corpus.INSTRUCTIONS
@@ -119,7 +124,7 @@ def test_the_marker_file_says_how_text_is_laid_out(name, tmp_path):
 
 @pytest.mark.parametrize("name", TRAINED.values())
 def test_recipe_and_training_record_stand_beside_the_weights(name):
-    record = json.loads((tiny.HERE / name / "training.json").read_text())
+    record = json.loads((builtin.HERE / name / "training.json").read_text())
     assert record["recipe"] == RECIPES[name], "the recipe in recipes.json is not the one that made these weights"
     assert {"curve", "tokens", "seconds", "torch", "python"} <= set(record)
     assert record["curve"][-1]["step"] == RECIPES[name]["steps"] and record["curve"][-1]["tokens"] == record["tokens"]
@@ -260,7 +265,7 @@ def test_fewer_steps_can_be_asked_for(tmp_path, monkeypatch):
     path.write_text(json.dumps({"assistant": small(keep=[1])}))
     pretrain.main(["assistant", "--recipe", str(path), "--steps", "2"])
     assert json.loads((tmp_path / "assistant" / "training.json").read_text())["recipe"]["steps"] == 2
-    covered = json.loads((tmp_path / tiny.CHECKSUMS).read_text())
+    covered = json.loads((tmp_path / builtin.CHECKSUMS).read_text())
     assert set(covered) == {f"assistant/{p.name}" for p in (tmp_path / "assistant").iterdir()}
 
 

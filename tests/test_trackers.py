@@ -18,8 +18,10 @@ from rich.console import Console
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json
-from cl_softcot.trackers import event_log
-from cl_softcot.trackers.event_log import EventLog, read_events
+from cl_softcot.results import events as event_log
+from cl_softcot.results.events import EventLog, read_events
+from cl_softcot.track import sender as track_sender
+from cl_softcot.track import store as track_store
 
 TASKS = ["dates", "graph", "facts", "lists"]
 FAMILIES = ["dates", "graph", "facts", "lists", "deduction", "arithmetic", "tracking"]
@@ -155,8 +157,8 @@ def _write_predictions(folder: Path, i: int, row) -> None:
 
 
 def _log(folder: Path, result, views: bool) -> None:
-    from cl_softcot.trackers import figures, predictions
-    from cl_softcot.trackers.results import palette
+    from cl_softcot.results.colors import palette
+    from cl_softcot.track import figures, predictions
 
     log = EventLog(folder)
     method, order, seed = result["method"], result["order"], result["seed"]
@@ -181,7 +183,7 @@ def _log(folder: Path, result, views: bool) -> None:
 
 def make_experiment(folder: Path, methods=tuple(METHODS), seeds=(0,), orders=("given",), **settings):
     """An experiment's folder with runs of these methods; returns their results in the order of the methods."""
-    from cl_softcot.trackers.results import load_results, order_like
+    from cl_softcot.results.reading import load_results, order_like
 
     for method in methods:
         for order in orders:
@@ -208,10 +210,9 @@ def run(run_folder, tmp_path):
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory):
     """A database with MLflow's tables, which take seconds to make."""
-    from cl_softcot.trackers import mlflow
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow._client(f"sqlite:///{path}").search_experiments()
+    track_store.client_of(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -285,9 +286,8 @@ def test_names_of_metrics(run):
 
 def points(uri, experiment="sequence_a"):
     """Every metric point of an experiment, by run name."""
-    from cl_softcot.trackers import mlflow
 
-    client = mlflow._client(uri)
+    client = track_store.client_of(uri)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return {
         run.info.run_name: sorted(
@@ -300,7 +300,7 @@ def points(uri, experiment="sequence_a"):
 
 
 def test_sending_twice_changes_nothing(run, store):
-    from cl_softcot.trackers import mlflow
+    from cl_softcot.track import mlflow
 
     report = mlflow.sync(run, store)
     assert report.ok and report.message == "", report
@@ -322,10 +322,10 @@ def test_sending_twice_changes_nothing(run, store):
 
 
 def test_what_stands_in_mlflow(run, store, tmp_path):
-    from cl_softcot.trackers import mlflow
+    from cl_softcot.track import mlflow
 
     report = mlflow.sync(run, store)
-    client = mlflow._client(store)
+    client = track_store.client_of(store)
     sent = client.get_run(report.run_id)
     assert sent.info.status == "FINISHED" and sent.info.end_time >= sent.info.start_time
     assert sent.data.params["strategy.name"] == "full_finetune"
@@ -346,7 +346,7 @@ def test_what_stands_in_mlflow(run, store, tmp_path):
 
 
 def test_later_events_and_changed_files_follow(run, store):
-    from cl_softcot.trackers import mlflow
+    from cl_softcot.track import mlflow
 
     report = mlflow.sync(run, store)
     log = EventLog(run)
@@ -354,7 +354,7 @@ def test_later_events_and_changed_files_follow(run, store):
     log.status("RUNNING")
     (run / "figures" / "drift.png").write_bytes(b"new")
     assert mlflow.sync(run, store).sent == 1
-    client = mlflow._client(store)
+    client = track_store.client_of(store)
     assert client.get_run(report.run_id).info.status == "RUNNING"
     place = Path(client.download_artifacts(report.run_id, "figures/drift.png"))
     assert place.read_bytes() == b"new"
@@ -363,9 +363,9 @@ def test_later_events_and_changed_files_follow(run, store):
 def test_a_run_deleted_there_or_started_over_here(run, store):
     import shutil
 
-    from cl_softcot.trackers import mlflow
+    from cl_softcot.track import mlflow
 
-    client = mlflow._client(store)
+    client = track_store.client_of(store)
     first = mlflow.sync(run, store)
     client.delete_run(first.run_id)
     second = mlflow.sync(run, store)  # a person wants it back
@@ -397,9 +397,8 @@ def test_three_processes_on_a_fresh_store(run_folder, tmp_path):
     output = [worker.communicate()[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], output
     assert not any("alembic" in text or "INFO" in text for text in output), output
-    from cl_softcot.trackers import mlflow
 
-    client = mlflow._client(uri)
+    client = track_store.client_of(uri)
     assert len(client.search_runs([client.get_experiment_by_name("sequence_a").experiment_id])) == 3
 
 
@@ -447,7 +446,7 @@ def strange_server():
 
 
 def test_a_store_that_cannot_be_reached_is_told_quickly(run, hanging_server, strange_server, tmp_path):
-    from cl_softcot.trackers import mlflow
+    from cl_softcot.track import mlflow
 
     (tmp_path / "junk.db").write_bytes(b"not a database at all" * 100)
     (tmp_path / "a_file").write_text("")
@@ -471,10 +470,9 @@ def test_a_store_that_cannot_be_reached_is_told_quickly(run, hanging_server, str
 
 
 def test_the_sender_never_blocks_the_work(run, hanging_server):
-    from cl_softcot.trackers import mlflow
 
     told = []
-    sender = mlflow.MLflowSender(hanging_server, say=told.append, pause=0.0)
+    sender = track_sender.MLflowSender(hanging_server, say=told.append, pause=0.0)
     start = time.monotonic()
     for _ in range(100):
         sender.poke(run)
@@ -484,13 +482,12 @@ def test_the_sender_never_blocks_the_work(run, hanging_server):
     assert sender.close(timeout=1.0) == [run] or sender._thread.is_alive()
     assert time.monotonic() - start < 2
     assert len(told) <= 1 and all("safe in its folder" in text for text in told)
-    assert "python -m cl_softcot.track" in mlflow.later([run])
+    assert "python -m cl_softcot.track" in track_sender.later([run])
 
 
 def test_the_sender_sends_what_comes_and_the_rest_at_the_end(run, store):
-    from cl_softcot.trackers import mlflow
 
-    sender = mlflow.MLflowSender(store, pause=0.0)
+    sender = track_sender.MLflowSender(store, pause=0.0)
     sender.poke(run)
     end = time.monotonic() + 30
     while sender.last is None and time.monotonic() < end:
@@ -503,13 +500,12 @@ def test_the_sender_sends_what_comes_and_the_rest_at_the_end(run, store):
 
 
 def test_the_sender_goes_on_when_the_store_comes_back(run, store, tmp_path, monkeypatch):
-    from cl_softcot.trackers import mlflow
 
     good = tmp_path / "mlflow.db"
     hidden = good.rename(tmp_path / "hidden.db")
     good.mkdir()  # what stands there is no database
     told = []
-    sender = mlflow.MLflowSender(store, say=told.append, pause=0.0)
+    sender = track_sender.MLflowSender(store, say=told.append, pause=0.0)
     sender.poke(run)
     end = time.monotonic() + 10
     while not told and time.monotonic() < end:
@@ -523,7 +519,7 @@ def test_the_sender_goes_on_when_the_store_comes_back(run, store, tmp_path, monk
 
 
 def test_track_sends_later_and_says_where_to_look(tmp_path, store, capsys, monkeypatch):
-    from cl_softcot import track
+    from cl_softcot.track import __main__ as track
 
     folder = tmp_path / "experiment"
     make_experiment(folder, ["zero_shot_cot", "softcot"], n=60, views=False)
@@ -537,9 +533,8 @@ def test_track_sends_later_and_says_where_to_look(tmp_path, store, capsys, monke
     first = points(store)
     assert track.main([str(folder), str(folder / "runs" / "softcot.given.seed0")]) == 0
     assert points(store) == first and len(first) == 2
-    from cl_softcot.trackers import mlflow
 
-    client = mlflow._client(store)
+    client = track_store.client_of(store)
     note = client.get_experiment_by_name("sequence_a").tags["mlflow.note.content"]
     assert "| softcot |" in note and "Retention as used" in note
     assert track.main([str(tmp_path / "nowhere")]) == 2
@@ -571,7 +566,7 @@ def several(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [200, 100, 80])
 def test_the_table_fits(sixteen, several, width):
-    from cl_softcot.trackers.console import final_table
+    from cl_softcot.track.console import final_table
 
     for results in (sixteen, several):
         lines = final_table(results, width=width, failed={"broken": "loss is NaN"}).plain.splitlines()
@@ -585,7 +580,7 @@ def test_the_table_fits(sixteen, several, width):
 
 
 def test_numbers_of_the_table(sixteen, several):
-    from cl_softcot.trackers.console import final_table, table_markdown
+    from cl_softcot.track.console import final_table, table_markdown
 
     rows = {line.split()[1]: line.split()[2:] for line in final_table(sixteen).plain.splitlines()[4:]}
     run = next(r for r in sixteen if r["method"] == "full_cot")
@@ -601,7 +596,7 @@ def test_numbers_of_the_table(sixteen, several):
 def test_outside_a_terminal_nothing_is_cut(sixteen):
     import io
 
-    from cl_softcot.trackers.console import print_results, table_text
+    from cl_softcot.track.console import print_results, table_text
 
     console = Console(file=io.StringIO())
     print_results(sixteen, console=console)
@@ -611,15 +606,15 @@ def test_outside_a_terminal_nothing_is_cut(sixteen):
 
 
 def test_the_base_has_a_row_where_no_method_is_the_base(several):
-    from cl_softcot.trackers.console import final_table
+    from cl_softcot.track.console import final_table
 
     assert "base, zero-shot CoT" in final_table([r for r in several if r["method"] == "full_cot"]).plain
     assert "base, zero-shot CoT" not in final_table(several).plain
 
 
 def test_one_task_and_missing_numbers():
-    from cl_softcot.trackers.conclusion import sentence
-    from cl_softcot.trackers.console import final_table, table_markdown
+    from cl_softcot.track.conclusion import sentence
+    from cl_softcot.track.console import final_table, table_markdown
 
     bare = {
         "method": "m", "tasks": ["a"], "seed": 0, "strategy": {"name": "lora"},
@@ -634,7 +629,7 @@ def test_one_task_and_missing_numbers():
 def test_progress_in_plain_lines():
     import io
 
-    from cl_softcot.trackers.console import ProgressDisplay
+    from cl_softcot.track.console import ProgressDisplay
 
     console = Console(file=io.StringIO(), width=200)
     with ProgressDisplay(["a", "b", "c"], console=console) as display:
@@ -654,7 +649,7 @@ def test_progress_with_bars_and_a_queue():
     import io
     import queue
 
-    from cl_softcot.trackers.console import ProgressDisplay
+    from cl_softcot.track.console import ProgressDisplay
 
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     messages = queue.Queue()
@@ -672,7 +667,7 @@ def test_progress_with_bars_and_a_queue():
 
 
 def test_differences_are_claimed_only_where_they_are_shown(several):
-    from cl_softcot.trackers.conclusion import sentence
+    from cl_softcot.track.conclusion import sentence
 
     lines = {line.split(" (")[0]: line for line in sentence(several, full=True).splitlines()}
     kept = lines["Retention as used, families that the stream never touches"]
@@ -685,7 +680,7 @@ def test_differences_are_claimed_only_where_they_are_shown(several):
 
 
 def test_a_single_run_says_that_another_seed_may_differ(sixteen):
-    from cl_softcot.trackers.conclusion import sentence
+    from cl_softcot.track.conclusion import sentence
 
     text = sentence(sixteen)
     assert "do not cover another seed" in text and "14 methods of a line" in text
@@ -693,7 +688,7 @@ def test_a_single_run_says_that_another_seed_may_differ(sixteen):
 
 
 def test_a_handful_of_changed_answers_shows_nothing():
-    from cl_softcot.trackers import conclusion
+    from cl_softcot.track import conclusion
 
     rng = np.random.default_rng(0)
     before = np.ones(300, dtype=int)
@@ -707,7 +702,7 @@ def test_a_handful_of_changed_answers_shows_nothing():
 @pytest.mark.parametrize("runs", [1, 3])
 def test_intervals_hold_what_they_promise(runs):
     """Without any true change, about one interval in twenty may claim one, and not more."""
-    from cl_softcot.trackers import conclusion
+    from cl_softcot.track import conclusion
 
     rng = np.random.default_rng(1)
     claims, trials = 0, 100
@@ -739,7 +734,7 @@ def _change_of_pairs(conclusion, results, seed):
 
 
 def test_colours_are_stable_and_distinct():
-    from cl_softcot.trackers.results import palette
+    from cl_softcot.results.colors import palette
 
     some, all_ = palette(METHODS), palette([*METHODS, *MORE])
     assert all(all_[m] == some[m] for m in METHODS)
@@ -750,7 +745,7 @@ def test_colours_are_stable_and_distinct():
 
 
 def test_figures_are_drawn_and_repeatable(run, several, tmp_path):
-    from cl_softcot.trackers import figures
+    from cl_softcot.track import figures
 
     result = json.loads((run / "result.json").read_text())
     drawn = figures.draw_run(result, tmp_path / "a") + figures.draw_experiment(several, tmp_path / "a")

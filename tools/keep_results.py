@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from cl_softcot.reports.kept import OUTCOMES, QUESTIONS, packed
+from cl_softcot.results.kept import OUTCOMES, QUESTIONS, packed
 
 KEPT = Path(__file__).parents[1] / "experiments" / "results"
 SWEEP_FILES = (

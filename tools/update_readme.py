@@ -24,8 +24,8 @@ def tables() -> dict[str, str]:
 
 
 def experiment_table(folder: Path) -> str:
-    from cl_softcot.trackers.console import table_markdown
-    from cl_softcot.trackers.results import load_results, order_like
+    from cl_softcot.results.reading import load_results, order_like
+    from cl_softcot.track.console import table_markdown
 
     methods = re.findall(r"^- name: (\S+)$", (folder / "config.yaml").read_text().partition("\nmethods:")[2], re.M)
     return table_markdown(order_like(load_results(folder), methods))

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from cl_softcot.cache import parse_size
-from cl_softcot.models.decoding import State, forward, new_state
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.running import State, forward, new_state
 
 MEMORY = "CL_SOFTCOT_PREFIX_MEMORY"
 _ON_CPU = 512 * 10**6

@@ -1,0 +1,1 @@
+"""What a run leaves behind: read, summed up, kept. Needs no torch."""
