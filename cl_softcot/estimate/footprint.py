@@ -2,7 +2,7 @@
 
 Nothing here is a rule of thumb where it can be counted: the strategy is asked what it trains, on a model of the real
 architecture whose tensors hold nothing (``models.shapes``), and one forward of a micro-batch through that model tells what is
-kept for the backward pass. What remains are factors for passing peaks; ``tests/test_estimate.py`` compares with real steps.
+kept for the backward pass. What remains are factors for passing peaks; ``tests/estimate/test_estimate.py`` compares with real steps.
 
     peak = what stays + max(a training step, the optimiser's update, answering)
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENGINE = sorted((ROOT / "cl_softcot").rglob("*.py"))
 STRATEGIES = sorted((ROOT / "strategies").glob("*.py"))
 

@@ -16,7 +16,7 @@ from cl_softcot.run.preflight import check_examples
 from cl_softcot.tasks.base import split_of
 from cl_softcot.tasks.local_file import question_key
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def check(config: Any) -> None:

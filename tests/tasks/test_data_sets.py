@@ -38,7 +38,7 @@ from cl_softcot.tasks._sources import (
 from cl_softcot.tasks.base import Task
 from cl_softcot.tasks.strategyqa import official_test
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NAMES = sorted(benchmark_rows.SETTINGS)
 
 

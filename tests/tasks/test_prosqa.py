@@ -21,7 +21,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.tasks.base import SPLITS, Example
 from cl_softcot.tasks.prosqa import CONCEPTS, ENTITIES, HOP_SHARES, ProsQA
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "data" / "prosqa"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cl_softcot.config.loading import load_experiment
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments"
 # Resolved configs of kept results are as old as their results; sweeps and the study of the law are other commands'.
 OTHERS = {"results", "sweeps", "kl_law.yaml"}

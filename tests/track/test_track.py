@@ -403,7 +403,7 @@ def test_three_processes_on_a_fresh_store(run_folder, tmp_path):
 
 
 def _environment(**more):
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **more}
 
 

@@ -21,7 +21,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.machine import processes as parallel
 from cl_softcot.machine.exact import memory_explained
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TOLERANCE = 1e-5
 # Of drift. Processes add up gradients in another order, and AdamW divides them by their own size: where a gradient is all
 # rounding, a weight's step is too. Measured on the embedded models after three tasks: 4e-5 of the drift, losses equal to 1e-5.

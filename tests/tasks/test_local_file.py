@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cl_softcot.errors import UserError
 from cl_softcot.tasks.local_file import LocalFile, question_key
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def write(path: Path, rows: list) -> str:

@@ -24,7 +24,7 @@ from cl_softcot.law.pictures.trials import World, label_targets, oracle_targets,
 from cl_softcot.law.points import Point
 from cl_softcot.metrics.drift import kl_from_logits
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 YAML = ROOT / "experiments" / "kl_law.yaml"
 SMALL = [
     "seeds=[4]", "learning_rates=[0.003]", "pictures.pretraining=100", "pictures.train=400", "pictures.test=100",

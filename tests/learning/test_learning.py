@@ -338,7 +338,7 @@ def test_nan_gradient_never_reaches_the_weights():
 
 # --- resume ----------------------------------------------------------------------------------------
 
-FAKES = Path(__file__).with_name("learning_fakes.py")
+FAKES = Path(__file__).parents[1] / "learning_fakes.py"
 
 
 INTERRUPTED = {

@@ -12,7 +12,7 @@ from cl_softcot.config.additions import ADDED_LATER, identity_of, unset_addition
 from cl_softcot.config.fingerprint import run_fingerprint
 from cl_softcot.config.loading import load_experiment
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 
 class Inner(BaseModel):

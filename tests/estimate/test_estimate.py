@@ -28,7 +28,7 @@ from cl_softcot.models.shapes import architecture, period, published_shapes
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.tasks.base import Example
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = "the cat sat on a mat and saw seven dogs run over green hills".split()
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 TEXT = TextLengths(100, 80, 10, 4)

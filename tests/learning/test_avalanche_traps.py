@@ -44,7 +44,7 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from avalanche.training.templates.observation_type import BatchObservation
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(?:<!-- (?P<label>[^>]+) -->\n)?```(?P<kind>sh|python|yaml)\n(?P<text>.*?)```", re.S)
 BLOCKS = [(m["label"], m["kind"], m["text"]) for m in BLOCK.finditer(README)]

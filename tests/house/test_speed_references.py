@@ -28,7 +28,7 @@ from cl_softcot.reasoning.softcot import Softcot
 from strategies.frozen_backbone import FrozenBackbone
 from strategies.full_finetune import FullFinetune
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GPT2 = ModelSize("gpt2", layers=2, width=64, heads=4, vocabulary=20003, context=128)
 LLAMA = ModelSize("llama", layers=2, width=32, heads=4, kv_heads=2, vocabulary=101, context=128, feed_forward=48)
 ASSISTANT = ModelSize("llama", layers=2, width=16, heads=2, vocabulary=101, context=128)

@@ -15,7 +15,7 @@ from report_fakes import METHODS, REFERENCE, edit_result, write_study
 
 from cl_softcot.report.__main__ import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEPT = sorted(path.parent for path in (ROOT / "experiments" / "results").glob("**/report/report.json"))
 
 

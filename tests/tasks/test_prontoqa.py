@@ -22,7 +22,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.tasks.base import SPLITS, Example
 from cl_softcot.tasks.prontoqa import CONCEPTS, ENTITIES, PROPERTIES, ProntoQA
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "data" / "prontoqa"
 SIZES = {"train": 9000, "valid": 200, "test": 800}
 FAMILY_OF = {word: family for family in PROPERTIES for word in family}
