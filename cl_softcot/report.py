@@ -13,6 +13,7 @@ EPILOG = """examples:
   python -m cl_softcot.report runs/sequence_a_seeds --control full_cot --chosen-by sweeps/learning_rates
   python -m cl_softcot.report runs/layers runs/capability --output report
   python -m cl_softcot.report --compare runs/before runs/after
+  python -m cl_softcot.report experiments/results/layers --output report   (kept results: all that they were kept without)
 
 It reads folders only, and writes report.html (opens offline), report.md, figures/ (SVG, PDF), tables/ (LaTeX, CSV) and
 report.json, which says of every number what it was made from. Only runs that all compared methods have finished count.
@@ -28,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("folders", nargs="*", metavar="RUN_FOLDER", help="an experiment's folder, or single runs of it")
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="what changed from study A to study B, and whether it matters")
-    p.add_argument("--output", metavar="DIR", help="where to write (default: report/ in the first folder; with --compare: in B)")
+    place = "where to write (default: report/ in the first folder, with --compare in B; of kept results ./reports/NAME)"
+    p.add_argument("--output", metavar="DIR", help=place)
     p.add_argument("--methods", metavar="A,B", help="compare these methods only")
     p.add_argument("--control", metavar="METHOD", help="whom all are compared with (default: a method that trains nothing)")
     p.add_argument("--chosen-by", action="append", default=[], metavar="SWEEP_FOLDER", help="the sweep that chose learning rates")

@@ -2,7 +2,8 @@
 
 studies.py   run folders as studies: what is finished, what is comparable, who is compared
 content.py   what a report is made of; every number knows which runs it was made from
-kept.py      outcomes in place of predictions, for results that are kept
+kept.py      kept results, packed into a few small files; reads runs from there or from their folders
+keeping.py   packs and unpacks them
 measures.py  the numbers of one run, and what several runs say together
 drawing.py   figures; the only file of this room that imports matplotlib
 writing.py   HTML, Markdown, LaTeX, CSV and JSON

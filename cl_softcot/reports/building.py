@@ -11,8 +11,8 @@ from typing import Any
 
 from cl_softcot import __version__
 from cl_softcot.errors import UserError
-from cl_softcot.files import read_json
-from cl_softcot.reports import sections
+from cl_softcot.files import atomic_write_text, read_json
+from cl_softcot.reports import kept, sections
 from cl_softcot.reports.capability import section as capability
 from cl_softcot.reports.content import Section, Table, Text
 from cl_softcot.reports.sections.main_table import side_by_side
@@ -52,9 +52,31 @@ def build(
     if several:
         across = [_beside(studies, say), capability(studies)]
         parts.insert(0, Part("", [section for section in across if section]))
-    place = Path(output) if output else Path(folders[0]) / "report"
+    place = Path(output) if output else default_place(folders[0])
     title = "What is forgotten: " + ", ".join(study.name for study in studies)
-    return write(parts, title, about(studies, place), place), studies
+    page = write(parts, title, about(studies, place), place)
+    for study in studies:
+        if kept.read(study.folder):
+            _what_the_run_showed(study, place, f"{study.name}-" if several else "")
+    return page, studies
+
+
+def default_place(folder: str) -> Path:
+    """Beside the runs; a kept folder holds only what cannot be made again, so its report goes to ``reports/`` here."""
+    packed = kept.read(folder) is not None
+    return Path("reports") / Path(folder).resolve().name if packed else Path(folder) / "report"
+
+
+def _what_the_run_showed(study: Study, place: Path, prefix: str) -> None:
+    """The table and the figure that an experiment's folder has and kept results have not, made again."""
+    from cl_softcot.trackers.console import table_text
+    from cl_softcot.trackers.figures import comparison, save
+    from cl_softcot.trackers.results import load_results, order_like
+
+    methods = [method["name"] for method in study.config.get("methods", [])]
+    results = order_like(load_results(study.folder), methods)
+    atomic_write_text(place / f"{prefix}table.txt", table_text(results))
+    save(comparison(results), place / f"{prefix}comparison.png")
 
 
 def sections_of(study: Study) -> list[Section]:
@@ -109,11 +131,11 @@ def note_rates(studies: Sequence[Study], sweep: Path) -> None:
     Raises:
         UserError: if the folder holds no winner of a sweep.
     """
-    found = sorted(sweep.rglob("winner.json"))
+    found = [read_json(path) for path in sorted(sweep.rglob("winner.json"))]
+    found += [record for name, record in kept.sweep_files(sweep).items() if name.rsplit("/", 1)[-1] == "winner.json"]
     if not found:
         raise UserError("no sweep that is finished in this folder (it would have a winner.json)", where=str(sweep))
-    for path in found:
-        record = read_json(path)
+    for record in found:
         for winner in record["winners"]:
             for key, value in winner["params"].items():
                 if key.endswith("strategy.learning_rate"):
@@ -164,7 +186,7 @@ def build_comparison(
         for block in section.blocks:
             if isinstance(block, Text) and section is part.sections[-1]:
                 say(block.text)
-    place = Path(output) if output else Path(b) / f"compare_{Path(a).resolve().name}"
+    place = Path(output) if output else default_place(b).parent / f"compare_{Path(a).resolve().name}"
     title = f"{studies[1].name} against {studies[0].name}"
     return write([part], title, about(studies, place), place), studies
 
