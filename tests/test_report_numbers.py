@@ -35,10 +35,11 @@ def undrawn():
 def test_a_kept_report_follows_from_its_runs(folder, tmp_path):
     """Its numbers, and every page and table that is made again from what is kept."""
     assert not wrong_numbers(folder)
-    kept = read_report(folder)
-    studies = [str((folder / study["folder"]).resolve()) for study in kept["studies"]]
-    assert main([*studies, "--no-mlflow", "--output", str(tmp_path)]) == 0
-    assert read_report(tmp_path)["numbers"] == kept["numbers"]
+    assert main([str(folder), "--no-mlflow", "--output", str(tmp_path)]) == 0
+    again, kept = read_report(tmp_path), read_report(folder)
+    for new, old in zip(again["numbers"], kept["numbers"], strict=True):
+        values = {key: pytest.approx(old[key], rel=1e-9) for key in ("value", "low", "high") if old[key] is not None}
+        assert {**new, "more": None} == {**old, **values, "more": None}  # more: what ``problems`` computes the number from
     assert not problems(tmp_path)
 
 

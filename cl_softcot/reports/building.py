@@ -54,11 +54,31 @@ def build(
         parts.insert(0, Part("", [section for section in across if section]))
     place = Path(output) if output else default_place(folders[0])
     title = "What is forgotten: " + ", ".join(study.name for study in studies)
-    page = write(parts, title, about(studies, place), place)
+    page = write(parts, title, about(studies, place, chosen_by), place)
     for study in studies:
         if kept.read(study.folder):
             _what_the_run_showed(study, place, f"{study.name}-" if several else "")
     return page, studies
+
+
+def as_it_was_made(folder: str) -> tuple[list[str], dict[str, Any]]:
+    """The folders and options (by their names in the command) of the report that was kept with a folder; of another folder
+    itself, and none.
+    """
+    path = Path(folder) / "report.json"
+    if not path.exists() or kept.read(folder) is None:
+        return [folder], {}
+    made = read_json(path)
+    studies = made["studies"]
+    options = {
+        "control": studies[0]["control"] if len({study["control"] for study in studies}) == 1 else None,
+        "bootstrap": studies[0]["bootstrap"],
+        "chosen_by": [os.path.normpath(Path(folder) / sweep) for sweep in made.get("chosen_by", [])],
+    }
+    if any(told.startswith("left out as asked") for study in studies for told in study["told"]):
+        runs = {run.rsplit("/", 1)[-1] for study in studies for run in (*study["runs"], *study["references"])}
+        options["methods"] = ",".join(sorted({run.rsplit(".", 2)[0] for run in runs}))
+    return [folder if study["folder"] == "." else os.path.normpath(Path(folder) / study["folder"]) for study in studies], options
 
 
 def default_place(folder: str) -> Path:
@@ -87,11 +107,13 @@ def sections_of(study: Study) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def about(studies: Sequence[Study], output: Path) -> dict[str, Any]:
+def about(studies: Sequence[Study], output: Path, chosen_by: Sequence[str] = ()) -> dict[str, Any]:
     """The head of ``report.json``: what it was made of."""
+    sweeps = {"chosen_by": [os.path.relpath(sweep, output) for sweep in chosen_by]} if chosen_by else {}
     return {
         "schema": 2,
         "cl_softcot": __version__,
+        **sweeps,
         "studies": [
             {
                 "name": study.name,

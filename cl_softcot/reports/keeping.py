@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -120,11 +119,14 @@ def _refuse_loss(target: Path, finished: set[str], folder: Path) -> None:
 
 
 def _moved_report(report: Path) -> str:
-    """``report.json`` as it stands one folder higher, beside the packed runs: the ways to its studies are shorter."""
-    text = (report / "report.json").read_text(encoding="utf-8")
-    for study in read_json(report / "report.json")["studies"]:
-        way = os.path.relpath(report.resolve() / study["folder"], report.resolve().parent)
+    """``report.json`` as it stands beside the packed runs: other studies and sweeps are where they are kept."""
+    text, made = (report / "report.json").read_text(encoding="utf-8"), read_json(report / "report.json")
+    for study in made["studies"]:
+        place = (report / study["folder"]).resolve()
+        way = "." if place == report.resolve().parent else f"../{place.name}"
         text = text.replace(f'"folder": {dump_json(study["folder"])}', f'"folder": {dump_json(way)}', 1)
+    for sweep in made.get("chosen_by", []):
+        text = text.replace(dump_json(sweep), dump_json(f"../sweeps/{Path(sweep).name}"), 1)
     return text
 
 
