@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import shutil
@@ -224,7 +225,7 @@ def test_the_kept_analysis_follows_from_the_kept_numbers():
     folder = ROOT / "experiments" / "results" / "kl_law"
     config = load_law(folder / "config.yaml")
     measured: dict[str, dict] = {}
-    for row in csv.DictReader((folder / "points.csv").read_text().splitlines()):
+    for row in csv.DictReader(gzip.decompress((folder / "points.csv.gz").read_bytes()).decode().splitlines()):
         identity = {"method": row["method"], "family": row["family"]}
         key = f"{row['method']}.lr{float(row['learning_rate']):g}.seed{row['seed']}"
         numbers = {name: float(value) for name, value in list(row.items())[4:]}
