@@ -151,9 +151,10 @@ def test_kept_results_hold_every_run(folder):
 
 # Those kept before the later ones had a bound of their own.
 FIRST = {
-    "capability", "capability_25", "capability_50", "factorial_tiny", "kl_law", "latent_hops", "layers", "prosqa_small", "real_rows",
-    "sequence_a_full", "sequence_a_seeds", "sweeps/learning_rates", "sweeps/learning_rates_edge_free_vectors",
-    "sweeps/learning_rates_edge_full_cot", "sweeps/pareto", "sweeps/projector", "sweeps/soft_thoughts",
+    "capability", "capability_25", "capability_50", "factorial_tiny", "kl_law", "latent_hops", "layers", "prosqa_small",
+    "real_rows", "sequence_a_full", "sequence_a_seeds", "sweeps/learning_rates",
+    "sweeps/learning_rates_edge_free_vectors", "sweeps/learning_rates_edge_full_cot", "sweeps/pareto", "sweeps/projector",
+    "sweeps/soft_thoughts",
 }  # fmt: skip
 
 

@@ -202,8 +202,15 @@ def restore_study(found: kept.Kept, target: Path) -> None:
     """What the packed runs of a study share, into its folder; what is there already stays.
 
     Raises:
-        UserError: if the runs there are asked other questions.
+        UserError: if the runs there are asked other questions, or were measured against another base.
     """
+    there = kept.base_record(target)
+    differs = [name for name, value in (found.base or {}).items() if name in there and there[name] != value]
+    if differs:
+        raise UserError(
+            f"the kept runs were made with other data or another base model (what differs: {', '.join(differs)})",
+            where=str(target),
+        )
     path = target / kept.QUESTIONS
     if found.questions and path.exists() and read_json(path) != found.questions:
         raise UserError("the kept runs were asked other questions than the runs of this folder", where=str(path))

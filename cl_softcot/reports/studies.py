@@ -10,7 +10,7 @@ import fcntl
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -266,14 +266,26 @@ def _measured(root: Path, run: Result) -> Iterable[tuple[str, Hashable]]:
         yield f"the base's own answers to {task} (other data)", first  # row 0 is no seed's: the same base on the same examples
     own = ((run.get("retention") or {}).get("as_used") or [{}])[0] or {}
     yield "retention examples", tuple(sorted((own.get("n") or {}).items())) or None
-    path = Path(run[FOLDER]) / "config.json"
-    if path.exists():
-        settings = read_json(path)["experiment"]
-        for key, value in settings["evaluate"].items():
-            if key not in ("batch_size", "split", "test", "retention"):  # the number written side by side changes no answer
-                yield f"evaluate.{key}", _frozen(value)
-        for key in ("path", "revision", "quantization", "chat"):
-            yield f"backbone.{key}", _frozen(settings["backbone"].get(key))
+    settings = _settings(root, Path(run[FOLDER]))
+    for key, value in (settings.get("evaluate") or {}).items():
+        if key not in ("batch_size", "split", "test", "retention"):  # the number written side by side changes no answer
+            yield f"evaluate.{key}", _frozen(value)
+    for key in ("path", "revision", "quantization", "chat") if settings.get("backbone") else ():
+        yield f"backbone.{key}", _frozen(settings["backbone"].get(key))
+
+
+def _settings(root: Path, run: Path) -> dict[str, Any]:
+    """The experiment that a run was made by: as its folder says, or of a packed run as the study does."""
+    if (run / "config.json").exists():
+        return dict(read_json(run / "config.json")["experiment"])
+    return _settings_of_study(root / "config.yaml") if kept.read(root) and (root / "config.yaml").exists() else {}
+
+
+@lru_cache(maxsize=16)  # asked for with every run
+def _settings_of_study(path: Path) -> dict[str, Any]:
+    from cl_softcot._yaml import read_file
+
+    return dict(read_file(path)[0].data)
 
 
 def _other_training_data(runs: Sequence[Result]) -> list[str]:
