@@ -107,7 +107,9 @@ def test_a_sweep_and_its_page_without_pictures(tmp_path):
         "a/winner.json": {"winners": []},
     }
     assert kept.read_lines(place / kept.SWEEP)[-1] == {"file": "report.html", "text": "<p></p><td>0.1</td>"}
-    assert json.loads((unpack(place, tmp_path / "again") / "a" / "winner.json").read_text()) == {"winners": []}
+    again = unpack(place, tmp_path / "again")
+    assert json.loads((again / "a" / "winner.json").read_text()) == {"winners": []}
+    assert (again / "report.html").read_text() == "<p></p><td>0.1</td>"
 
 
 # ------------------------------------------------------------------------------------------------------------- unfinished

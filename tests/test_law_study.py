@@ -23,6 +23,7 @@ from cl_softcot.laws.points import Point
 from cl_softcot.laws.study import LawConfig, Trial, fingerprint, load_law, plan, run_study
 from cl_softcot.laws.trials import World, label_targets, oracle_targets, policy_gradient_loss, right_labels, run_trial
 from cl_softcot.metrics.drift import kl_from_logits
+from cl_softcot.reports.keeping import keep_any
 
 ROOT = Path(__file__).resolve().parents[1]
 YAML = ROOT / "experiments" / "kl_law.yaml"
@@ -219,6 +220,13 @@ def test_end_to_end_resumed_to_the_bit(tmp_path, capsys):
     assert (cut / "law.json").read_bytes() == (whole / "law.json").read_bytes()
     assert (cut / "law.png").read_bytes() == (whole / "law.png").read_bytes()
     assert load_law(whole / "config.yaml") == small(whole)
+    # Kept, and shown again from what is kept.
+    kept_at = keep_any(whole, tmp_path / "kept")
+    assert sorted(p.name for p in kept_at.iterdir()) == ["config.yaml", "experiment.json", "law.json", "points.csv.gz"]
+    assert command.main([str(kept_at), "--output", str(tmp_path / "again")]) == 0
+    for name in ("table.txt", "points.csv", "law.png", "law.svg"):
+        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes(), name
+    assert command.main([str(kept_at), "--restart"]) == 2
 
 
 def test_the_kept_analysis_follows_from_the_kept_numbers():

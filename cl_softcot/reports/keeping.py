@@ -49,7 +49,7 @@ def keep(folder: Path, home: Path = HOME, *, replace: bool = False) -> Path:
     runs = sorted(path.parent for path in (folder / "runs").glob("*/result.json"))
     if not runs:
         raise UserError("no run in this folder has finished", where=str(folder))
-    target = home / folder.name
+    target = home / folder.resolve().name
     lines = [_packed(run) for run in runs]
     if not replace:
         _refuse_loss(target, {line["run"] for line in lines}, folder)
@@ -137,7 +137,7 @@ def keep_sweep(folder: Path, home: Path = HOME) -> Path:
     """The settings, every trial's command and values, the winners, the results of their tests, and the words of the page."""
     if not sorted(folder.rglob("winner.json")):
         raise UserError("this sweep is not finished: it has no winner", where=str(folder))
-    target = home / "sweeps" / folder.name
+    target = home / "sweeps" / folder.resolve().name
     for name in ("sweep.yaml", "sweep.json"):
         atomic_write_bytes(target / name, (folder / name).read_bytes())
     found = sorted({path for pattern in SWEEP_FILES for path in folder.glob(pattern)})
@@ -154,7 +154,7 @@ def keep_law(folder: Path, home: Path = HOME) -> Path:
     missing = [name for name in LAW_FILES if not (folder / name).exists()]
     if missing:
         raise UserError(f"this study is not finished: it has no {missing[0]}", where=str(folder))
-    target = home / folder.name
+    target = home / folder.resolve().name
     for name in LAW_FILES[:-1]:
         atomic_write_bytes(target / name, (folder / name).read_bytes())
     points = gzip.compress((folder / "points.csv").read_bytes(), compresslevel=9, mtime=0)
@@ -191,8 +191,9 @@ def unpack(folder: Path, target: Path) -> Path:
         restore_study(found, target)
         for name in found.runs:
             restore_run(found, name, target)
-    for name, value in kept.sweep_files(folder).items():
-        atomic_write_json(target / name, value)
+    for line in kept.read_lines(folder / kept.SWEEP) if kept.SWEEP in packed else []:
+        text = line["text"] if "text" in line else dump_json(line["json"], indent=2) + "\n"
+        atomic_write_bytes(target / line["file"], text.encode("utf-8"))
     if (folder / "points.csv.gz").exists():
         atomic_write_bytes(target / "points.csv", gzip.decompress((folder / "points.csv.gz").read_bytes()))
     return target
