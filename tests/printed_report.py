@@ -52,8 +52,13 @@ class Found:
 
 
 def problems(report: Path) -> list[str]:
-    """Everything in a report's folder that does not follow from the run folders beside it."""
+    """Everything in a report's folder that does not follow from the runs that it was made from."""
     return list(_Check(report).all())
+
+
+def wrong_numbers(report: Path) -> list[str]:
+    """The same of ``report.json`` alone, where nothing else was kept of a report."""
+    return list(_Check(report).data())
 
 
 class _Check:
@@ -71,10 +76,13 @@ class _Check:
             self.by_table[entry["table"]].append(entry)
         self.fitted = functools.cache(self.fitted)  # type: ignore[method-assign]
 
-    def all(self) -> Iterator[str]:
+    def data(self) -> Iterator[str]:
         self.expected = {id(entry): self.again(entry) for entry in self.entries}
         for entry in self.entries:
             yield from self.entry(entry)
+
+    def all(self) -> Iterator[str]:
+        yield from self.data()
         tables: dict[str, list[list[str]]] = {}
         self.cells: dict[str, list[dict[str, str]]] = {}
         for path in sorted((self.report / "tables").glob("*.csv")):

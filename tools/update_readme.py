@@ -15,7 +15,7 @@ def tables() -> dict[str, str]:
     """Name of a block in the README -> its text."""
     found = {}
     for folder in sorted((ROOT / "experiments" / "results").glob("*/")):
-        if (folder / "runs").is_dir():
+        if (folder / "runs.jsonl.gz").exists():
             found[folder.name] = experiment_table(folder)
     scores = ROOT / "cl_softcot" / "tiny" / "scores.json"
     if scores.exists():

@@ -176,7 +176,8 @@ class Evaluator:
                 where=str(path),
                 fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
             )
-        return True
+        # Runs that were taken over from kept results bring the record, and not the answers.
+        return processes.from_main(lambda: (shared / "base_predictions.jsonl").exists())
 
     def _base_record(self) -> dict[str, Any]:
         """What must not change under a folder: the models, how the base writes, and every set of examples."""

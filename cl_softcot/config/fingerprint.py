@@ -6,9 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from cl_softcot.config import yaml
 from cl_softcot.config.additions import identity_of
-from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.experiment import Experiment, yaml
 
 # --- writing ---------------------------------------------------------------------------------------
 

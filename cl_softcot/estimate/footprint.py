@@ -2,7 +2,7 @@
 
 Nothing here is a rule of thumb where it can be counted: the strategy is asked what it trains, on a model of the real
 architecture whose tensors hold nothing (``models.shapes``), and one forward of a micro-batch through that model tells what is
-kept for the backward pass. What remains are factors for passing peaks; ``tests/estimate/test_estimate.py`` compares with real steps.
+kept for the backward pass. What remains are factors for passing peaks; ``tests/estimate`` compares with real steps.
 
     peak = what stays + max(a training step, the optimiser's update, answering)
 """
@@ -224,7 +224,7 @@ def _share(train: Any, sizes: Sizes, trained: Trained, gpus: int) -> float:
 
 
 def _whole(sizes: Sizes, trained: Trained) -> int:
-    """Trained numbers that are never split: the input embedding, and what the reasoning owns (parallel.shard)."""
+    """Trained numbers that are never split: the input embedding, and what the reasoning owns (``processes.shard``)."""
     return trained.owned + (sizes.head if trained.backbone > sizes.layers else 0)
 
 

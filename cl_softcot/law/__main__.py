@@ -11,6 +11,7 @@ EPILOG = """examples:
   python -m cl_softcot.law experiments/kl_law.yaml
   python -m cl_softcot.law experiments/kl_law.yaml seeds=[0] output_dir=/scratch/law
   python -m cl_softcot.law runs/sequence_a_seeds
+  python -m cl_softcot.law experiments/results/kl_law --output law   (kept: table, figure and points of a finished study)
 
 Run the same command again after an interruption: finished trials are kept, the rest is done.
 Exit status: 0 finished, 2 a mistake in the command or a file."""
@@ -23,11 +24,13 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("source", help="YAML file of a study, or the folder of an experiment that has finished runs")
+    p.add_argument(
+        "source", help="YAML file of a study, the folder of a finished one, or of an experiment that has finished runs"
+    )
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's; or further folders")
     p.add_argument("--restart", action="store_true", help="throw away what an earlier start left in the study's folder")
     p.add_argument("--bootstrap", type=int, metavar="N", help="resamples of finished runs for the intervals (default: 1000)")
-    p.add_argument("--output", metavar="DIR", help="where the files about finished runs go (default: FOLDER/law)")
+    p.add_argument("--output", metavar="DIR", help="where files about finished ones go (runs: FOLDER/law; study: reports/NAME)")
     return p
 
 
@@ -37,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     from cl_softcot.errors import UserError
 
     try:
+        if (Path(args.source) / "law.json").is_file():
+            return _of_finished_study(args)
         return _of_runs(args) if Path(args.source).is_dir() else _of_study(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -56,6 +61,19 @@ def _of_study(args: argparse.Namespace) -> int:
     run_study(config, restart=args.restart, report=lambda text: print(text, flush=True))
     print((config.folder / "table.txt").read_text(encoding="utf-8"), end="")
     print(f"everything is in {config.folder}")
+    return 0
+
+
+def _of_finished_study(args: argparse.Namespace) -> int:
+    from cl_softcot.errors import UserError
+    from cl_softcot.law.pictures.study import show_again
+
+    if args.overrides or args.restart or args.bootstrap is not None:
+        raise UserError("a finished study is only shown again", fix="to measure anew, give its YAML file; here: --output DIR")
+    output = Path(args.output or Path("reports") / Path(args.source).resolve().name)
+    show_again(Path(args.source), output)
+    print((output / "table.txt").read_text(encoding="utf-8"), end="")
+    print(f"everything is in {output}")
     return 0
 
 

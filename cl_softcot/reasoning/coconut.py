@@ -10,7 +10,7 @@ At stage s the first s steps are dropped and k = c*s; the loss begins behind <eo
 by the number of steps of the gold chain, unless ``leak_gold_steps`` says so.
 
 What differs from the original on purpose, with the setting that brings the original back (checked against its numbers in
-tests/reasoning/test_parity_coconut.py): the markers' embeddings are parameters of their own and cannot be written (``markers``), drawn
+tests/reasoning): the markers' embeddings are parameters of their own and cannot be written (``markers``), drawn
 stages do not depend on the example (``uniform_over``).
 """
 

@@ -2,7 +2,6 @@
 
 studies.py   run folders as studies: what is finished, what is comparable, who is compared
 content.py   what a report is made of; every number knows which runs it was made from
-kept.py      outcomes in place of predictions, for results that are kept
 measures.py  the numbers of one run, and what several runs say together
 drawing.py   figures; the only file of this room that imports matplotlib
 writing.py   HTML, Markdown, LaTeX, CSV and JSON

@@ -13,9 +13,11 @@ EPILOG = """examples:
   python -m cl_softcot.report runs/sequence_a_seeds --control full_cot --chosen-by sweeps/learning_rates
   python -m cl_softcot.report runs/layers runs/capability --output report
   python -m cl_softcot.report --compare runs/before runs/after
+  python -m cl_softcot.report experiments/results/layers --output report   (kept results: all that they were kept without)
 
 It reads folders only, and writes report.html (opens offline), report.md, figures/ (SVG, PDF), tables/ (LaTeX, CSV) and
 report.json, which says of every number what it was made from. Only runs that all compared methods have finished count.
+A kept folder (experiments/results/NAME) whose report was kept as report.json alone gives it again as it was made.
 Exit status: 0 written, 1 nothing in the folders is comparable, 2 a mistake in the command or a file."""
 
 
@@ -28,11 +30,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("folders", nargs="*", metavar="RUN_FOLDER", help="an experiment's folder, or single runs of it")
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="what changed from study A to study B, and whether it matters")
-    p.add_argument("--output", metavar="DIR", help="where to write (default: report/ in the first folder; with --compare: in B)")
+    place = "where to write (default: report/ in the first folder, with --compare in B; of kept results ./reports/NAME)"
+    p.add_argument("--output", metavar="DIR", help=place)
     p.add_argument("--methods", metavar="A,B", help="compare these methods only")
     p.add_argument("--control", metavar="METHOD", help="whom all are compared with (default: a method that trains nothing)")
     p.add_argument("--chosen-by", action="append", default=[], metavar="SWEEP_FOLDER", help="the sweep that chose learning rates")
-    p.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples behind the intervals (default: 2000)")
+    p.add_argument("--bootstrap", type=int, metavar="N", help="resamples behind the intervals (default: 2000)")
     p.add_argument("--no-mlflow", action="store_true", help="do not send the report to MLflow, even if the runs were")
     return p
 
@@ -57,6 +60,14 @@ def _report(args: argparse.Namespace) -> int:
 
     if bool(args.folders) == bool(args.compare):
         raise UserError("give folders of runs, or two with --compare", fix="python -m cl_softcot.report --help shows examples")
+    if len(args.folders) == 1:
+        from cl_softcot.report.building import as_it_was_made
+
+        args.folders, made = as_it_was_made(args.folders[0])
+        for name, value in made.items():
+            if not getattr(args, name):
+                setattr(args, name, value)
+    args.bootstrap = 2000 if args.bootstrap is None else args.bootstrap
     if args.bootstrap < 100:
         raise UserError(f"--bootstrap {args.bootstrap}: 100 or more, for intervals that mean something")
     methods = [name for name in (args.methods or "").split(",") if name]

@@ -9,14 +9,15 @@ from typing import Any
 
 from cl_softcot import __version__
 from cl_softcot.errors import UserError
-from cl_softcot.files import read_json
+from cl_softcot.files import atomic_write_text, read_json
 from cl_softcot.registry import modules_of
-from cl_softcot.report import sections
+from cl_softcot.report.__main__ import sections
 from cl_softcot.report.capability import section as capability
 from cl_softcot.report.content import Section, Table, Text
 from cl_softcot.report.sections.main_table import side_by_side
 from cl_softcot.report.studies import Study, choose_control, differences, load_studies
 from cl_softcot.report.writing import Part, write
+from cl_softcot.results import kept
 
 
 def build(
@@ -51,9 +52,51 @@ def build(
     if several:
         across = [_beside(studies, say), capability(studies)]
         parts.insert(0, Part("", [section for section in across if section]))
-    place = Path(output) if output else Path(folders[0]) / "report"
+    place = Path(output) if output else default_place(folders[0])
     title = "What is forgotten: " + ", ".join(study.name for study in studies)
-    return write(parts, title, about(studies, place), place), studies
+    page = write(parts, title, about(studies, place, chosen_by), place)
+    for study in studies:
+        if kept.read(study.folder):
+            _what_the_run_showed(study, place, f"{study.name}-" if several else "")
+    return page, studies
+
+
+def as_it_was_made(folder: str) -> tuple[list[str], dict[str, Any]]:
+    """The folders and options (by their names in the command) of the report that was kept with a folder; of another folder
+    itself, and none.
+    """
+    path = Path(folder) / "report.json"
+    if not path.exists() or kept.read(folder) is None:
+        return [folder], {}
+    made = read_json(path)
+    studies = made["studies"]
+    options = {
+        "control": studies[0]["control"] if len({study["control"] for study in studies}) == 1 else None,
+        "bootstrap": studies[0]["bootstrap"],
+        "chosen_by": [os.path.normpath(Path(folder) / sweep) for sweep in made.get("chosen_by", [])],
+    }
+    if any(told.startswith("left out as asked") for study in studies for told in study["told"]):
+        runs = {run.rsplit("/", 1)[-1] for study in studies for run in (*study["runs"], *study["references"])}
+        options["methods"] = ",".join(sorted({run.rsplit(".", 2)[0] for run in runs}))
+    return [folder if study["folder"] == "." else os.path.normpath(Path(folder) / study["folder"]) for study in studies], options
+
+
+def default_place(folder: str) -> Path:
+    """Beside the runs; a kept folder holds only what cannot be made again, so its report goes to ``reports/`` here."""
+    packed = kept.read(folder) is not None
+    return Path("reports") / Path(folder).resolve().name if packed else Path(folder) / "report"
+
+
+def _what_the_run_showed(study: Study, place: Path, prefix: str) -> None:
+    """The table and the figure that an experiment's folder has and kept results have not, made again."""
+    from cl_softcot.results.reading import load_results, order_like
+    from cl_softcot.track.console import table_text
+    from cl_softcot.track.figures import comparison, save
+
+    methods = [method["name"] for method in study.config.get("methods", [])]
+    results = order_like(load_results(study.folder), methods)
+    atomic_write_text(place / f"{prefix}table.txt", table_text(results))
+    save(comparison(results), place / f"{prefix}comparison.png")
 
 
 def sections_of(study: Study) -> list[Section]:
@@ -64,11 +107,13 @@ def sections_of(study: Study) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def about(studies: Sequence[Study], output: Path) -> dict[str, Any]:
+def about(studies: Sequence[Study], output: Path, chosen_by: Sequence[str] = ()) -> dict[str, Any]:
     """The head of ``report.json``: what it was made of."""
+    sweeps = {"chosen_by": [os.path.relpath(sweep, output) for sweep in chosen_by]} if chosen_by else {}
     return {
         "schema": 2,
         "cl_softcot": __version__,
+        **sweeps,
         "studies": [
             {
                 "name": study.name,
@@ -108,11 +153,11 @@ def note_rates(studies: Sequence[Study], sweep: Path) -> None:
     Raises:
         UserError: if the folder holds no winner of a sweep.
     """
-    found = sorted(sweep.rglob("winner.json"))
+    found = [read_json(path) for path in sorted(sweep.rglob("winner.json"))]
+    found += [record for name, record in kept.sweep_files(sweep).items() if name.rsplit("/", 1)[-1] == "winner.json"]
     if not found:
         raise UserError("no sweep that is finished in this folder (it would have a winner.json)", where=str(sweep))
-    for path in found:
-        record = read_json(path)
+    for record in found:
         for winner in record["winners"]:
             for key, value in winner["params"].items():
                 if key.endswith("strategy.learning_rate"):
@@ -163,7 +208,7 @@ def build_comparison(
         for block in section.blocks:
             if isinstance(block, Text) and section is part.sections[-1]:
                 say(block.text)
-    place = Path(output) if output else Path(b) / f"compare_{Path(a).resolve().name}"
+    place = Path(output) if output else default_place(b).parent / f"compare_{Path(a).resolve().name}"
     title = f"{studies[1].name} against {studies[0].name}"
     return write([part], title, about(studies, place), place), studies
 

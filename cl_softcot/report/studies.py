@@ -10,12 +10,12 @@ import fcntl
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.files import read_json, read_jsonl
+from cl_softcot.files import read_json
 from cl_softcot.results import kept
 from cl_softcot.results.colors import palette
 from cl_softcot.results.reading import FOLDER, by_method, is_trained, run_folders
@@ -87,8 +87,7 @@ class Study:
 
     def predictions(self, run: Result, row: int) -> list[dict[str, Any]] | None:
         """Answers of a run after an experience, of kept results without their texts; None where the folder holds none."""
-        path = Path(run[FOLDER]) / "predictions" / f"row_{row}.jsonl"
-        return read_jsonl(path) if path.exists() else kept.answers(self.folder, Path(run[FOLDER]), row)
+        return kept.answers(run[FOLDER], row)
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -173,10 +172,10 @@ def _finished(root: Path, places: Sequence[Path], config: Mapping[str, Any], who
     states: dict[str, list[str]] = {"still going": [], "not finished": [], "missing": []}
     going = _is_held(root / ".lock")
     for place in places:
-        if not (place / "result.json").exists():
+        result = kept.result(place)
+        if result is None:
             states["still going" if going else "not finished"].append(place.name)
             continue
-        result = read_json(place / "result.json")
         if not isinstance(result, dict) or not {"method", "accuracy", "tasks"} <= set(result):
             raise UserError("not the result of a run", where=str(place / "result.json"))
         results.append({**result, FOLDER: str(place)})
@@ -220,9 +219,9 @@ def _complete(runs: Sequence[Result], root: Path) -> tuple[list[Result], list[st
             + ",".join(_largest_common(have))
             + " have runs in common.",
         )
-    kept = [run for run in runs if (run["order"], run["seed"]) in common]
+    chosen = [run for run in runs if (run["order"], run["seed"]) in common]
     told = []
-    if len(kept) < len(runs):
+    if len(chosen) < len(runs):
         left = [Path(run[FOLDER]).name for run in runs if (run["order"], run["seed"]) not in common]
         short = [f"{method} ({len(keys)})" for method, keys in have.items() if keys == common]
         told.append(
@@ -230,7 +229,7 @@ def _complete(runs: Sequence[Result], root: Path) -> tuple[list[Result], list[st
             f"{listed(sorted(f'{order} seed {seed}' for order, seed in common))}; fewest has "
             f"{listed(short) or 'no single method'}; {len(left)} finished runs of others are left out: {listed(left)}"
         )
-    return kept, told
+    return chosen, told
 
 
 def _largest_common(have: Mapping[str, set[RunKey]]) -> list[str]:
@@ -266,16 +265,28 @@ def _measured(root: Path, run: Result) -> Iterable[tuple[str, Hashable]]:
     for task, n, first in zip(run["tasks"], run["accuracy"]["n"], run["accuracy"]["matrix"][0], strict=True):
         yield f"test examples of {task}", n
         yield f"the base's own answers to {task} (other data)", first  # row 0 is no seed's: the same base on the same examples
-    kept = ((run.get("retention") or {}).get("as_used") or [{}])[0] or {}
-    yield "retention examples", tuple(sorted((kept.get("n") or {}).items())) or None
-    path = Path(run[FOLDER]) / "config.json"
-    if path.exists():
-        settings = read_json(path)["experiment"]
-        for key, value in settings["evaluate"].items():
-            if key not in ("batch_size", "split", "test", "retention"):  # the number written side by side changes no answer
-                yield f"evaluate.{key}", _frozen(value)
-        for key in ("path", "revision", "quantization", "chat"):
-            yield f"backbone.{key}", _frozen(settings["backbone"].get(key))
+    own = ((run.get("retention") or {}).get("as_used") or [{}])[0] or {}
+    yield "retention examples", tuple(sorted((own.get("n") or {}).items())) or None
+    settings = _settings(root, Path(run[FOLDER]))
+    for key, value in (settings.get("evaluate") or {}).items():
+        if key not in ("batch_size", "split", "test", "retention"):  # the number written side by side changes no answer
+            yield f"evaluate.{key}", _frozen(value)
+    for key in ("path", "revision", "quantization", "chat") if settings.get("backbone") else ():
+        yield f"backbone.{key}", _frozen(settings["backbone"].get(key))
+
+
+def _settings(root: Path, run: Path) -> dict[str, Any]:
+    """The experiment that a run was made by: as its folder says, or of a packed run as the study does."""
+    if (run / "config.json").exists():
+        return dict(read_json(run / "config.json")["experiment"])
+    return _settings_of_study(root / "config.yaml") if kept.read(root) and (root / "config.yaml").exists() else {}
+
+
+@lru_cache(maxsize=16)  # asked for with every run
+def _settings_of_study(path: Path) -> dict[str, Any]:
+    from cl_softcot.config.yaml import read_file
+
+    return dict(read_file(path)[0].data)
 
 
 def _other_training_data(runs: Sequence[Result]) -> list[str]:
@@ -302,7 +313,7 @@ def differences(a: Study, b: Study) -> list[str]:
             continue  # of course
         if left is not None and right is not None and left != right:
             told.append(f"{what}: {_short(left)} against {_short(right)}")
-    known = [_base_record(study) for study in (a, b)]
+    known = [kept.base_record(study.folder) for study in (a, b)]
     if all(known):
         sets = [key for key in known[0] if key.startswith(("task ", "retention ")) and key in known[1]]
         told += [f"examples of {key}" for key in sets if known[0][key] != known[1][key]]
@@ -317,15 +328,10 @@ def same_but_for_the_base(a: Study, b: Study) -> bool:
 
     Only the record of the test data (base.json) can tell whether the questions are the same: without it they are not.
     """
-    apart, known = differences(a, b), all(map(_base_record, (a, b)))
+    apart, known = differences(a, b), all(kept.base_record(study.folder) for study in (a, b))
     another = a.measured_as["base model"] != b.measured_as["base model"]
     same_tasks = set(a.runs[0]["tasks"]) == set(b.runs[0]["tasks"])
     return known and another and same_tasks and all(told.startswith(_OF_THE_BASE) for told in apart)
-
-
-def _base_record(study: Study) -> dict[str, Any]:
-    path = study.folder / "shared" / "base.json"
-    return read_json(path) if path.exists() else {}
 
 
 # -------------------------------------------------------------------------------------------------------------- words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import read_json, read_jsonl
+from cl_softcot.results import kept
 from cl_softcot.statistics.paired import Unit
 
 
@@ -16,13 +16,15 @@ def scores_of_run(folder: str | Path, row: int | None = None) -> dict[Unit, floa
         UserError: if the folder has no ``result.json``, or the row's predictions are missing.
     """
     folder = Path(folder)
-    if not (folder / "result.json").exists():
+    result = kept.result(folder)
+    if result is None:
         raise UserError("this run is not finished: it has no result.json", where=str(folder), fix="start the experiment again")
-    result = read_json(folder / "result.json")
     row = len(result["accuracy"]["matrix"]) - 1 if row is None else row
-    run, predictions = (result["seed"], result["order"]), read_jsonl(folder / "predictions" / f"row_{row}.jsonl")
+    run, answers = (result["seed"], result["order"]), kept.answers(folder, row)
+    if answers is None:
+        raise UserError("nothing was kept of this row's answers", where=str(folder / "predictions" / f"row_{row}.jsonl"))
     return {
         Unit(run, p["task"], p["id"], p["meta"].get("cluster")): float(p["outcome"] == "right")
-        for p in predictions
+        for p in answers
         if p["set"] == "task"
     }

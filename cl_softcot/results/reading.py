@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import read_json
+from cl_softcot.results import kept
 
 FOLDER = "_folder"  # where a loaded result came from; never part of the file itself
 
@@ -29,7 +29,7 @@ def _strategy(result: Mapping[str, Any]) -> str:
 
 
 def load_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The results of the finished runs of an experiment folder (or of one run folder).
+    """The results of the finished runs of an experiment folder (or of one run folder), also of a kept one, whose runs are packed.
 
     Each has its run folder under the key `"_folder"`. The order is that of the run folders' names; give
     `order_like` the experiment's methods for theirs.
@@ -39,11 +39,10 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
     """
     results = []
     for run in run_folders(folder):
-        path = run / "result.json"
-        if path.exists():
-            result = read_json(path)
+        result = kept.result(run)
+        if result is not None:
             if not isinstance(result, dict) or "method" not in result:
-                raise UserError("not the result of a run", where=str(path))
+                raise UserError("not the result of a run", where=str(run / "result.json"))
             results.append({**result, FOLDER: str(run)})
     return results
 
@@ -51,22 +50,27 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
 def run_folders(folder: str | Path) -> list[Path]:
     """The run folders in `folder`: itself, or `runs/*` of an experiment, or those of all experiments in it.
 
+    Packed runs of kept results are told by the folders that they had, which are not there; `kept.result` reads either.
+
     Raises:
         UserError: if there is none.
     """
     folder = Path(folder)
+    if not folder.is_dir() and kept.result(folder) is not None:
+        return [folder]
     if not folder.is_dir():
         raise UserError(
             "there is no such folder", where=str(folder), fix="Give the folder that a run printed, e.g. runs/sequence_a."
         )
     if _is_run(folder):
         return [folder]
-    for pattern in ("runs/*", "*", "*/runs/*"):
-        found = sorted(path for path in folder.glob(pattern) if path.is_dir() and _is_run(path))
+    for pattern, studies in (("runs/*", [folder]), ("*", []), ("*/runs/*", sorted(folder.glob("*")))):
+        found = {path for path in folder.glob(pattern) if path.is_dir() and _is_run(path)}
+        found |= {run for study in studies for run in kept.packed_runs(study)}
         if found:
-            return found
+            return sorted(found)
     raise UserError(
-        "no run in this folder (a run has an events.jsonl or a result.json)",
+        "no run in this folder (a run has an events.jsonl or a result.json; kept runs are in a runs.jsonl.gz)",
         where=str(folder),
         fix="Give an experiment's folder, e.g. runs/sequence_a, or one of the folders in its runs/.",
     )

@@ -19,6 +19,7 @@ EPILOG = """examples:
   python -m cl_softcot.run experiments/sequence_a.yaml
   python -m cl_softcot.run experiments/sequence_a.yaml output_dir=/scratch/a train.steps=60 seeds=[0,1]
   python -m cl_softcot.run experiments/sequence_a.yaml methods.lora_coconut.strategy.rank=8
+  python -m cl_softcot.run experiments/sequence_a.yaml --kept experiments/results/sequence_a
   torchrun --nproc_per_node 4 -m cl_softcot.run experiments/coconut_gpt2_prosqa.yaml
 
 Run the same command again after an interruption: finished work is kept, the rest is done.
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpu-memory", type=float, metavar="GB", help="what --dry-run holds memory against (default: what is here)")
     p.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs --dry-run takes a run to have (default: 1)")
     p.add_argument("--restart", action="store_true", help="throw away what an earlier start left in the folder")
+    p.add_argument("--kept", metavar="KEPT_FOLDER", help="take its runs of exactly these settings as finished (default: none)")
     return p
 
 
@@ -105,23 +107,37 @@ def run(args: argparse.Namespace) -> int:
 
         for warning in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
             print(f"warning: {warning}", file=sys.stderr)
+    if not args.kept and os.environ.get("RANK", "0") == "0":
+        _tell_of_kept(Path(args.experiment).parent / "results" / config.name)
     if not launched:
-        return _start(config, specs, jobs, args.restart)
+        return _start(config, specs, jobs, args)
     with processes.started():
         if processes.is_main():
-            return _start(config, specs, None, args.restart)
+            return _start(config, specs, None, args)
         from cl_softcot.run.together import follow
 
         return follow(config, Path(config.output_dir))
 
 
-def _start(config: Experiment, specs: list[RunSpec], jobs: int | None, restart: bool) -> int:
+def _tell_of_kept(folder: Path) -> None:
+    """Of a study that was kept before it was finished. Nothing is taken unasked: who runs an experiment wants it done."""
+    from cl_softcot.results import kept
+
+    found = kept.read(folder)
+    if found and found.unfinished:
+        print(
+            f"note: {len(found.runs)} finished runs are in {folder}; --kept {folder} takes those of the same settings",
+            file=sys.stderr,
+        )
+
+
+def _start(config: Experiment, specs: list[RunSpec], jobs: int | None, args: argparse.Namespace) -> int:
     from cl_softcot.files import FolderLock
     from cl_softcot.run.experiment import Orchestration
 
     folder = Path(config.output_dir)
     with FolderLock(folder):
-        orchestration = Orchestration(config, specs, folder, jobs, restart=restart)
+        orchestration = Orchestration(config, specs, folder, jobs, restart=args.restart, kept_in=args.kept)
         orchestration.go()
     return 1 if orchestration.failed else 0
 

@@ -23,6 +23,7 @@ def run_experiment(
     restart: bool = False,
     quiet: bool = True,
     tags: Mapping[str, Any] | None = None,
+    kept_in: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """What the command does, for programs: runs what is not finished in the folder, and returns all results.
 
@@ -40,6 +41,7 @@ def run_experiment(
         restart: throw away what an earlier start left in the folder.
         quiet: print nothing.
         tags: further tags of every run, in its log and in MLflow.
+        kept_in: a folder of kept results, whose runs of exactly these settings count as finished.
 
     Returns:
         The content of ``result.json`` of every finished run, and ``_folder``, its folder.
@@ -56,7 +58,7 @@ def run_experiment(
     workers = None if jobs == 1 else jobs
     with FolderLock(folder):
         orchestration = Orchestration(
-            config, plan(config), folder, workers, restart=restart, on_row=on_row, tags=tags, quiet=quiet
+            config, plan(config), folder, workers, restart=restart, on_row=on_row, tags=tags, quiet=quiet, kept_in=kept_in
         )
         results = orchestration.go()
     if orchestration.failed:

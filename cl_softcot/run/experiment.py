@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
 from cl_softcot.machine import processes
 from cl_softcot.provenance import revision, versions
+from cl_softcot.results import kept
 from cl_softcot.results.colors import palette
-from cl_softcot.results.events import EventLog, run_identity, run_tags
+from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
+from cl_softcot.results.keeping import restore_run, restore_study
 from cl_softcot.results.reading import load_results, order_like
-from cl_softcot.run import base, one_run
+from cl_softcot.run.__main__ import base, one_run
 from cl_softcot.run.together import let_go, together
 from cl_softcot.run.workers import kill_workers, start_worker, work_on_base, work_on_run, worker_died
 from cl_softcot.track.console import ProgressDisplay, print_results, table_text
@@ -48,6 +51,7 @@ class Orchestration:
         on_row: see ``one_run.run_one``; only without workers.
         tags: further tags of every run in its log and in MLflow.
         quiet: show nothing.
+        kept_in: a folder of kept results, of which runs of exactly these settings are taken over as finished.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Orchestration:
         on_row: OnRow | None = None,
         tags: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        kept_in: str | Path | None = None,
     ):
         if jobs is not None and processes.size() > 1:
             raise ValueError("the processes of a launch do the runs together: jobs=None")
@@ -79,9 +84,12 @@ class Orchestration:
                     where=str(folder),
                     fix="write to another folder with output_dir=PATH",
                 )
-            for name in ("runs", "shared", "experiment.json", "config.yaml", "summary.json", "table.txt", "comparison.png"):
+            files = ("experiment.json", "config.yaml", "summary.json", "table.txt", "comparison.png", kept.QUESTIONS)
+            for name in ("runs", "shared", *files):
                 _remove(folder / name)
         self._refuse_other_settings()
+        if kept_in is not None:
+            self._take_kept(Path(kept_in))
 
     def _run_folder(self, spec: RunSpec) -> Path:
         return self.folder / "runs" / spec.key
@@ -98,6 +106,31 @@ class Orchestration:
                         where=str(path),
                         fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
                     )
+
+    def _take_kept(self, place: Path) -> None:
+        """Kept runs become run folders that are finished; a study of many hours thereby outlives the machine it was begun on.
+
+        Only where nobody could tell a run from one that this experiment would do: its fingerprint holds all settings that move
+        numbers, and ``base.json``, which comes with it, the data and the base model, which are compared before anything runs.
+        """
+        found = kept.read(place)
+        if found is None:
+            raise UserError(f"no kept runs are in this folder (it would have a {kept.RUNS})", where=str(place))
+        missing = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
+        prints = {spec.key: run_fingerprint(self.config, spec.method, spec.order, spec.seed) for spec in missing}
+        there = [spec for spec in missing if spec.key in found.runs]
+        taken = [s for s in there if found.runs[s.key]["result"].get("config_fingerprint") == prints[s.key]]
+        if taken:
+            restore_study(found, self.folder)
+        for spec in taken:
+            for begun in ("predictions", "rows", "checkpoints", "diagnostics"):  # a part of what is there whole now
+                _remove(self._run_folder(spec) / begun)
+            _log_as_finished(self._run_folder(spec), found.runs[spec.key]["result"])
+            restore_run(found, spec.key, self.folder)
+        if not self.quiet:
+            others = f"; {len(there) - len(taken)} of other settings are not" if len(there) > len(taken) else ""
+            left = len(missing) - len(taken)
+            print(f"{len(taken)} runs are taken over from {place}{others}; {left} are to be done", flush=True)
 
     def _write_provenance(self) -> None:
         self.provenance = {"versions": versions(), "revision": revision()}
@@ -327,6 +360,20 @@ def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
         "evaluate.split": config.evaluate.split,
         "evaluate.test": config.evaluate.test,
     }
+
+
+def _log_as_finished(folder: Path, result: Mapping[str, Any]) -> None:
+    """The log of a run that was done elsewhere, so that trackers show it like the others."""
+    log, ended = EventLog(folder), _milliseconds(result.get("finished"))
+    for i in range(len(result["accuracy"]["matrix"])):
+        log.metrics(i, row_metrics(result, i), ended)
+    log.metrics(0, final_metrics(result), ended)
+    log.artifact("result.json")
+    log.status("FINISHED")
+
+
+def _milliseconds(finished: str | None) -> int | None:
+    return finished and int(datetime.fromisoformat(finished).timestamp() * 1000)  # type: ignore[return-value]
 
 
 def _remove(path: Path) -> None:

@@ -13,13 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from cl_softcot.config import yaml
-from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.experiment import Experiment, yaml
 from cl_softcot.config.fingerprint import to_data
 from cl_softcot.config.loading import load_experiment, validated
 from cl_softcot.config.yaml import Problem, Tree
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.sweep import objectives
+from cl_softcot.sweep.__main__ import objectives
 from cl_softcot.sweep.space import Distribution, as_override, samples
 
 METHOD = "{method}"  # in keys of `space`, `set` and `test`: the name of the method that is searched

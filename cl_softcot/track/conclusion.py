@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_softcot.files import read_jsonl
+from cl_softcot.results import kept
 from cl_softcot.results.reading import FOLDER, by_method, is_trained
 
 DRAWS = 10_000
@@ -148,19 +148,19 @@ _QUESTIONS = (
 
 
 def read_outcomes(run_folder: str | Path, row: int) -> dict[tuple[str, str], dict[str, bool]]:
-    """The outcomes in `predictions/row_<row>.jsonl`, as `{(set, name): {example id: right?}}`; {} without it."""
-    path = Path(run_folder) / "predictions" / f"row_{row}.jsonl"
-    try:
-        stamp = path.stat().st_mtime_ns
-    except OSError:
-        return {}
-    return _read_outcomes(path, stamp)
+    """The outcomes in `predictions/row_<row>.jsonl`, or those that were kept of them, as `{(set, name): {example id: right?}}`;
+    {} without either.
+    """
+    run = Path(run_folder)
+    places = (run / "predictions" / f"row_{row}.jsonl", run / kept.OUTCOMES, run.parent.parent / kept.RUNS)
+    place = next((path for path in places if path.exists()), None)
+    return _read_outcomes(run, row, place.stat().st_mtime_ns) if place else {}
 
 
 @lru_cache(maxsize=1024)  # each of several questions asks for the same rows
-def _read_outcomes(path: Path, stamp: int) -> dict[tuple[str, str], dict[str, bool]]:
+def _read_outcomes(run: Path, row: int, _changed: int) -> dict[tuple[str, str], dict[str, bool]]:
     outcomes: dict[tuple[str, str], dict[str, bool]] = {}
-    for line in read_jsonl(path):
+    for line in kept.answers(run, row) or []:
         outcomes.setdefault((line["set"], line["task"]), {})[line["id"]] = line["outcome"] == "right"
     return outcomes
 

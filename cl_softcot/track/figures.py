@@ -34,15 +34,16 @@ def draw_run(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
     drawn = [(folder / "accuracy_matrix.png", accuracy_matrix(result)), (folder / "accuracy.png", accuracy(result))]
     if any((result.get("drift") or {}).get("as_used") or []):
         drawn.append((folder / "drift.png", drift(result)))
-    return [_save(figure, path) for path, figure in drawn]
+    return [save(figure, path) for path, figure in drawn]
 
 
 def draw_experiment(results: Sequence[Mapping[str, Any]], folder: str | Path) -> list[Path]:
     """The figure of an experiment, in which its methods are compared."""
-    return [_save(comparison(results), Path(folder) / "comparison.png")] if results else []
+    return [save(comparison(results), Path(folder) / "comparison.png")] if results else []
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """A figure as PNG; the same numbers give the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     atomic_write_bytes(path, buffer.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import shutil
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from cl_softcot.errors import UserError
-from cl_softcot.law import __main__ as command
+from cl_softcot.law.__main__ import __main__ as command
 from cl_softcot.law.fit import DIRECTIONS, fit_law
 from cl_softcot.law.pictures import study, trials
 from cl_softcot.law.pictures.config import LawConfig
@@ -23,6 +24,7 @@ from cl_softcot.law.pictures.study import Trial, fingerprint, load_law, plan, ru
 from cl_softcot.law.pictures.trials import World, label_targets, oracle_targets, policy_gradient_loss, right_labels, run_trial
 from cl_softcot.law.points import Point
 from cl_softcot.metrics.drift import kl_from_logits
+from cl_softcot.results.keeping import keep_any
 
 ROOT = Path(__file__).resolve().parents[2]
 YAML = ROOT / "experiments" / "kl_law.yaml"
@@ -219,13 +221,20 @@ def test_end_to_end_resumed_to_the_bit(tmp_path, capsys):
     assert (cut / "law.json").read_bytes() == (whole / "law.json").read_bytes()
     assert (cut / "law.png").read_bytes() == (whole / "law.png").read_bytes()
     assert load_law(whole / "config.yaml") == small(whole)
+    # Kept, and shown again from what is kept.
+    kept_at = keep_any(whole, tmp_path / "kept")
+    assert sorted(p.name for p in kept_at.iterdir()) == ["config.yaml", "experiment.json", "law.json", "points.csv.gz"]
+    assert command.main([str(kept_at), "--output", str(tmp_path / "again")]) == 0
+    for name in ("table.txt", "points.csv", "law.png", "law.svg"):
+        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes(), name
+    assert command.main([str(kept_at), "--restart"]) == 2
 
 
 def test_the_kept_analysis_follows_from_the_kept_numbers():
     folder = ROOT / "experiments" / "results" / "kl_law"
     config = load_law(folder / "config.yaml")
     measured: dict[str, dict] = {}
-    for row in csv.DictReader((folder / "points.csv").read_text().splitlines()):
+    for row in csv.DictReader(gzip.decompress((folder / "points.csv.gz").read_bytes()).decode().splitlines()):
         identity = {"method": row["method"], "family": row["family"]}
         key = f"{row['method']}.lr{float(row['learning_rate']):g}.seed{row['seed']}"
         numbers = {name: float(value) for name, value in list(row.items())[4:]}

@@ -1,8 +1,8 @@
-"""Every number of a kept report follows from the run folders that are kept beside it, and a wrong digit anywhere is found."""
+"""Every number of a kept report follows from the runs that are kept beside it, and a wrong digit anywhere is found."""
 
 from __future__ import annotations
 
-import importlib.util
+import gzip
 import json
 import re
 import shutil
@@ -10,31 +10,40 @@ from pathlib import Path
 
 import pytest
 from plain_numbers import read_report
-from printed_report import problems
+from printed_report import problems, wrong_numbers
 from report_fakes import METHODS, REFERENCE, edit_result, write_study
 
 from cl_softcot.report.__main__ import main
+from cl_softcot.results.keeping import keep
 
 ROOT = Path(__file__).parents[2]
-KEPT = sorted(path.parent for path in (ROOT / "experiments" / "results").glob("**/report/report.json"))
+KEPT = sorted(path.parent for path in (ROOT / "experiments" / "results").glob("*/report.json"))
 
 
-@pytest.mark.parametrize("report", KEPT, ids=lambda path: path.parent.name)
+@pytest.fixture(autouse=True, scope="module")
+def undrawn():
+    """Drawing takes most of the time."""
+    empty = b'<svg width="1pt" height="1pt"></svg>'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
+        patch.setattr("cl_softcot.report.building._what_the_run_showed", lambda *_: None)
+        yield
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
 @pytest.mark.slow
-def test_a_kept_report_follows_from_its_runs(report):
-    assert not problems(report)
+def test_a_kept_report_follows_from_its_runs(folder, tmp_path):
+    """Its numbers, and every page and table that is made again from what is kept."""
+    assert not wrong_numbers(folder)
+    assert main([str(folder), "--no-mlflow", "--output", str(tmp_path)]) == 0
+    again, kept = read_report(tmp_path), read_report(folder)
+    for new, old in zip(again["numbers"], kept["numbers"], strict=True):
+        values = {key: pytest.approx(old[key], rel=1e-9) for key in ("value", "low", "high") if old[key] is not None}
+        assert {**new, "more": None} == {**old, **values, "more": None}  # more: what ``problems`` computes the number from
+    assert not problems(tmp_path)
 
 
 # ------------------------------------------------------------------------------------- the same, of a report made here
-
-
-def keep(folder: Path, target: Path, monkeypatch) -> Path:
-    """As ``tools/keep_results.py`` does it."""
-    spec = importlib.util.spec_from_file_location("keep_results", ROOT / "tools" / "keep_results.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(tool, "KEPT", target)
-    return tool.keep(folder)
 
 
 def diagnostics(method: str, seed: int, order: str) -> dict:
@@ -84,33 +93,48 @@ def study(tmp_path_factory) -> Path:
     for run in (folder / "runs").glob("full_*"):
         method, order, seed = run.name.split(".")
         edit_result(run, diagnostics=diagnostics(method, int(seed[-1]), order))
-    empty = b'<svg width="1pt" height="1pt"></svg>'  # drawing takes most of the time
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
-        assert main([str(folder), "--bootstrap", "200", "--no-mlflow"]) == 0
+    assert main([str(folder), "--bootstrap", "200", "--no-mlflow"]) == 0
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(study, tmp_path_factory) -> Path:
+    """The study as it is kept, and its report made again from that, in ``report`` beside it."""
+    place = tmp_path_factory.mktemp("kept")
+    kept = keep(study, place)
+    assert main([str(kept), "--bootstrap", "200", "--no-mlflow", "--output", str(place / "report")]) == 0
+    return place
+
+
 @pytest.fixture
-def kept(study, tmp_path, monkeypatch) -> Path:
-    return keep(study, tmp_path, monkeypatch)
+def kept(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "kept")) / "study"
 
 
-def test_every_number_follows_from_what_is_kept(kept):
-    assert not list((kept / "runs").rglob("predictions")) and (kept / "questions.json").exists()
-    assert not problems(kept / "report")
-    tables = {entry["table"] for entry in read_report(kept / "report")["numbers"]}
+@pytest.fixture
+def report(kept) -> Path:
+    return kept.parent / "report"
+
+
+def test_every_number_follows_from_what_is_kept(kept, report):
+    assert sorted(path.name for path in kept.iterdir()) == ["config.yaml", "experiment.json", "report.json", "runs.jsonl.gz"]
+    assert not problems(report) and not wrong_numbers(kept)
+    tables = {entry["table"] for entry in read_report(report)["numbers"]}
     of = {"main", "conventions", "differences", "plasticity", "relearning", "relearning-tasks", "facts-and-skills", "similarity"}
     assert {f"study-{name}" for name in of} <= tables
 
 
-def test_a_report_of_kept_results_says_the_same(kept, study, tmp_path, monkeypatch):
-    """Question by question too: what is kept of the answers is enough."""
-    monkeypatch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": b'<svg width="1pt"></svg>', "pdf": b""})
-    assert main([str(kept), "--bootstrap", "200", "--no-mlflow", "--output", str(tmp_path / "again")]) == 0
-    again, before = (read_report(folder)["numbers"] for folder in (tmp_path / "again", study / "report"))
-    assert again == before
-    assert any(entry.get("more", {}).get("basis") == "questions" for entry in again)
+def test_a_report_of_kept_results_says_the_same(kept, report, study):
+    """To the letter, and question by question too: what is kept of the answers is enough."""
+    assert not problems(study / "report")
+    for path in sorted((study / "report").rglob("*")):
+        if path.is_file() and path.name != "report.json":
+            assert (report / path.relative_to(study / "report")).read_bytes() == path.read_bytes(), path.name
+    again, before, beside = (read_report(folder) for folder in (report, study / "report", kept))
+    assert again["numbers"] == before["numbers"] == beside["numbers"]
+    assert [found["studies"][0].pop("folder") for found in (again, before, beside)] == ["../study", "..", "."]
+    assert again == before == beside
+    assert any(entry.get("more", {}).get("basis") == "questions" for entry in again["numbers"])
 
 
 CELL = {
@@ -126,25 +150,34 @@ CELL |= {
 
 
 @pytest.mark.parametrize("name", CELL)
-def test_a_wrong_digit_is_found(kept, name):
-    path = kept / "report" / name
+def test_a_wrong_digit_is_found(report, name):
+    path = report / name
     text = path.read_text()
     match = re.search(CELL[name], text)
     place = match.start(match.lastindex) + 4  # the third decimal
     path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
-    assert problems(kept / "report")
+    assert problems(report)
 
 
-def test_another_result_is_found(kept):
+def test_a_wrong_digit_in_what_is_kept_is_found(kept):
+    path = kept / "report.json"
+    text = path.read_text()
+    place = re.search(CELL["report.json"], text).start(1) + 4
+    path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    assert wrong_numbers(kept)
+
+
+def test_another_result_is_found(kept, report):
     """A run whose answers are not those that the report was made from."""
-    path = kept / "runs" / "full_coconut.given.seed1" / "outcomes.json"
-    rows = json.loads(path.read_text())
-    letters = rows[-1]["task"]["deduce"]
-    rows[-1]["task"]["deduce"] = letters.translate(str.maketrans("rw", "wr"))
-    path.write_text(json.dumps(rows))
-    found = problems(kept / "report")
-    assert any("study-main" in line and "ACC" in line for line in found)
-    assert any("study-differences" in line for line in found)
+    path = kept / "runs.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    (run,) = (line for line in lines if line.get("run") == "full_coconut.given.seed1")
+    letters = run["outcomes"][-1]["task"]["deduce"]
+    run["outcomes"][-1]["task"]["deduce"] = letters.translate(str.maketrans("rw", "wr"))
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    for found in (problems(report), wrong_numbers(kept)):
+        assert any("study-main" in line and "ACC" in line for line in found)
+        assert any("study-differences" in line for line in found)
 
 
 @pytest.mark.parametrize(
@@ -155,25 +188,25 @@ def test_another_result_is_found(kept):
         ("study-methods.csv", ",0.001,", ",0.002,"),
     ],
 )
-def test_wrong_words_are_found(kept, table, old, new):
-    path = kept / "report" / "tables" / table
+def test_wrong_words_are_found(report, table, old, new):
+    path = report / "tables" / table
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    assert problems(kept / "report")
+    assert problems(report)
 
 
-def test_a_column_of_another_name_is_found(kept):
+def test_a_column_of_another_name_is_found(report):
     """A table whose heads are swapped, everywhere alike."""
-    folder = kept / "report"
-    for path in (folder / "report.json", folder / "report.md", folder / "report.html", *(folder / "tables").glob("study-main.*")):
+    whole = (report / name for name in ("report.json", "report.md", "report.html"))
+    for path in (*whole, *(report / "tables").glob("study-main.*")):
         text = path.read_text()
         for a, b in (("ACC ↑", "@"), ("learning accuracy ↑", "ACC ↑"), ("@", "learning accuracy ↑")):
             text = text.replace(a, b).replace(a.replace("↑", r"$\uparrow$"), b).replace(a.replace(" ", "&nbsp;"), b)
         path.write_text(text)
-    assert any("study-main" in line for line in problems(folder))
+    assert any("study-main" in line for line in problems(report))
 
 
-def test_a_table_that_is_left_out_is_found(kept):
-    shutil.move(kept / "report" / "tables" / "study-main.csv", kept / "elsewhere.csv")
-    assert any("study-main" in line for line in problems(kept / "report"))
+def test_a_table_that_is_left_out_is_found(report):
+    (report / "tables" / "study-main.csv").unlink()
+    assert any("study-main" in line for line in problems(report))

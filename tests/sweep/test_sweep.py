@@ -12,8 +12,7 @@ from sweep_fakes import RATE, experiment, sweep, write
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
 from cl_softcot.run.api import run_experiment
-from cl_softcot.sweep import objectives
-from cl_softcot.sweep.__main__ import main
+from cl_softcot.sweep.__main__ import main, objectives
 from cl_softcot.sweep.commands import describe
 from cl_softcot.sweep.config import load_sweep
 from cl_softcot.sweep.folder import existing, write_sweep
@@ -182,7 +181,7 @@ def test_a_grid_has_every_combination_once():
 )
 def test_every_value_survives_the_command_line(tmp_path, value):
     """As the command line is read: the override `tracking.experiment=...` stands for any key."""
-    from cl_softcot.config import yaml as _yaml
+    from cl_softcot.config.experiment import yaml as _yaml
 
     tree = _yaml.parse("a: 1", "f")
     _yaml.override(tree, as_override("key", value), {}, 1)

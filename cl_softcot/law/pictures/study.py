@@ -9,6 +9,7 @@ A trial is written when it is finished; a later start takes it over and does the
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_softcot.config import yaml
+from cl_softcot.config.experiment import yaml
 from cl_softcot.config.loading import validated
 from cl_softcot.errors import UserError
 from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, dump_json, read_json, sha256_of
@@ -158,6 +159,48 @@ def _conclude(config: LawConfig, trials: Sequence[Mapping[str, Any]]) -> dict[st
     draw_law(points, law, folder, title=config.name)
     atomic_write_json(folder / "law.json", conclusion)  # last: without it the study is not finished
     return conclusion
+
+
+def show_again(folder: Path, output: Path) -> None:
+    """The table, the figure and the points of a finished study, made from its points (which may be packed) and its analysis.
+
+    Raises:
+        UserError: if the folder is none of a finished study.
+    """
+    from cl_softcot.law.figure import draw_law
+    from cl_softcot.law.fit import law_table
+    from cl_softcot.law.pictures.trials import points_of_trial
+    from cl_softcot.law.points import Point
+
+    config, conclusion = load_law(folder / "config.yaml"), read_json(folder / "law.json")
+    text = points_csv(folder)
+    points = [Point(**fields) for trial in trials_from(text) for fields in points_of_trial(trial)]
+    atomic_write_text(output / "points.csv", text)
+    atomic_write_text(output / "table.txt", _head(config, conclusion) + law_table(conclusion))
+    draw_law(points, conclusion, output, title=config.name)
+
+
+def points_csv(folder: Path) -> str:
+    """What ``points.csv`` of a study holds, of a kept one too, where it is packed."""
+    if (folder / "points.csv.gz").exists():
+        return gzip.decompress((folder / "points.csv.gz").read_bytes()).decode("utf-8")
+    try:
+        return (folder / "points.csv").read_text(encoding="utf-8")
+    except OSError:
+        raise UserError("this study holds no points.csv", where=str(folder)) from None
+
+
+def trials_from(text: str) -> list[dict[str, Any]]:
+    """The trials that ``points.csv`` was written from, as far as it holds them."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        key = f"{row['method']}.lr{float(row['learning_rate']):g}.seed{row['seed']}"
+        numbers = {name: float(value) if value else None for name, value in list(row.items())[5:]}
+        first = {"key": key, "method": row["method"], "family": row["family"], "start": numbers, "checkpoints": []}
+        trial = found.setdefault(key, first)
+        if int(row["step"]):
+            trial["checkpoints"].append({"step": int(row["step"]), **numbers})
+    return list(found.values())
 
 
 def _head(config: LawConfig, conclusion: Mapping[str, Any]) -> str:

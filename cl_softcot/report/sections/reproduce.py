@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from cl_softcot.files import sha256_of
 from cl_softcot.report.content import Block, Listing, Section, Table, Text
 from cl_softcot.report.studies import Study
+from cl_softcot.results import kept
 from cl_softcot.results.reading import FOLDER
 
 
@@ -65,8 +64,8 @@ def _versions(study: Study) -> Table:
 
 def _fingerprints(study: Study) -> list[list[str]]:
     rows = [["experiment fingerprint", str(study.record["config_fingerprint"])]] if "config_fingerprint" in study.record else []
-    base = study.folder / "shared" / "base.json"
-    rows += [["test data, base's answers (base.json)", f"SHA-256 {sha256_of(base)}"]] if base.exists() else []
+    base = kept.base_sha256(study.folder)
+    rows += [["test data, base's answers (base.json)", f"SHA-256 {base}"]] if base else []
     frozen = study.runs[0].get("frozen") or {}
     return [*rows, ["backbone", f"SHA-256 {frozen.get('backbone_sha256_before')}"]]
 
@@ -75,9 +74,7 @@ def _runs(study: Study) -> Table:
     rows = []
     for run in [*study.runs, *study.references]:
         data = ", ".join(_short(fingerprint) for fingerprint in run.get("train_fingerprints") or []) or "–"
-        rows.append(
-            [study.relative(run), _short(run.get("config_fingerprint")), data, sha256_of(Path(run[FOLDER]) / "result.json")[:16]]
-        )
+        rows.append([study.relative(run), _short(run.get("config_fingerprint")), data, kept.result_sha256(run[FOLDER])[:16]])
     note = "Fingerprints and hashes are cut to 16 digits here; result.json holds them whole."
     head = ["run", "settings", "training data", "SHA-256 of result.json"]
     return Table(f"{study.name}-runs", "The runs behind the numbers", head, rows, 4, [note])
