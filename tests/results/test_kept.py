@@ -7,7 +7,6 @@ import json
 import shutil
 
 import pytest
-from cl_softcot.reports.keeping import keep, keep_sweep, main, unpack, write_lines
 from report_fakes import write_study
 from run_fakes import assert_same_numbers, finished, run_folders, small, start, write
 
@@ -15,6 +14,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.law.points import points_from
 from cl_softcot.results import kept
 from cl_softcot.results.events import read_events
+from cl_softcot.results.keeping import keep, keep_sweep, main, unpack, write_lines
 from cl_softcot.results.outcomes import scores_of_run
 from cl_softcot.results.reading import FOLDER, load_results
 from cl_softcot.results.reading import run_folders as folders_of
