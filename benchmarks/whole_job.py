@@ -145,7 +145,7 @@ def one_method(experiment: str, overrides: Sequence[str], method: str, folder: s
     from cl_softcot.config.loading import load_experiment
     from cl_softcot.config.plan import plan
     from cl_softcot.metrics.cost import peak_memory_mb
-    from cl_softcot.run.__main__ import one_run
+    from cl_softcot.run import one_run
     from cl_softcot.run.base import measure_base
     from cl_softcot.track.__main__ import figures  # noqa: F401  what a run imports in the end
 

@@ -291,7 +291,7 @@ def _serve() -> None:
     from types import SimpleNamespace
 
     from cl_softcot import registry
-    from cl_softcot.run.__main__ import __main__ as run
+    from cl_softcot.run import __main__ as run
     from cl_softcot.run.__main__ import experiment
     from cl_softcot.track.__main__ import figures, predictions  # noqa: F401
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any
 
+from cl_softcot.config import yaml
 from cl_softcot.config.additions import identity_of
-from cl_softcot.config.experiment import Experiment, yaml
+from cl_softcot.config.experiment import Experiment
 
 # --- writing ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from pydantic import (
     ValidationError,
 )
 
-from cl_softcot.config.experiment import Experiment, yaml
+from cl_softcot.config import yaml
+from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.problems import alternatives, worded
 from cl_softcot.config.settings import APPENDABLE, SHORT_FORMS, name_of
 from cl_softcot.config.yaml import Mark, Problem, Tree

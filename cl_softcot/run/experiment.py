@@ -34,7 +34,7 @@ from cl_softcot.results.colors import palette
 from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
 from cl_softcot.results.keeping import restore_run, restore_study
 from cl_softcot.results.reading import load_results, order_like
-from cl_softcot.run.__main__ import base, one_run
+from cl_softcot.run import base, one_run
 from cl_softcot.run.together import let_go, together
 from cl_softcot.run.workers import kill_workers, start_worker, work_on_base, work_on_run, worker_died
 from cl_softcot.track.console import ProgressDisplay, print_results, table_text

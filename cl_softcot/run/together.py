@@ -11,7 +11,7 @@ from pathlib import Path
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.machine import exact, processes
-from cl_softcot.run.__main__ import base, one_run
+from cl_softcot.run import base, one_run
 
 # ------------------------------------------------------------------------------- in the other processes of a launch
 

@@ -15,7 +15,7 @@ from typing import Any
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plan import RunSpec
 from cl_softcot.errors import UserError
-from cl_softcot.run.__main__ import base, one_run
+from cl_softcot.run import base, one_run
 
 # ------------------------------------------------------------------------------------------------------ in a worker
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from cl_softcot.config.experiment import Experiment, yaml
+from cl_softcot.config import yaml
+from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.fingerprint import to_data
 from cl_softcot.config.loading import load_experiment, validated
 from cl_softcot.config.yaml import Problem, Tree

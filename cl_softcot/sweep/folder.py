@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def existing(name: str) -> SweepConfig:
     """A sweep that was started, by its folder or its file."""
-    from cl_softcot.config.experiment import yaml
+    from cl_softcot.config import yaml
     from cl_softcot.config.loading import validated
     from cl_softcot.errors import UserError
     from cl_softcot.sweep.config import SweepConfig, load_sweep, shown_path
@@ -82,7 +82,7 @@ def find(sweep: SweepConfig, say: Callable[[str], None] = lambda _: None) -> lis
 
 
 def write_sweep(sweep: SweepConfig) -> None:
-    from cl_softcot.config.experiment import yaml
+    from cl_softcot.config import yaml
     from cl_softcot.files import atomic_write_text
 
     atomic_write_text(sweep.folder / "sweep.yaml", yaml.dump(sweep.model_dump(mode="json", exclude_none=True)))

@@ -153,7 +153,7 @@ def as_override(key: str, value: Any) -> str:
     """`key=value` for the command line: JSON, which is YAML, and bare where YAML reads a bare text as the same text."""
     text = dump_json(value)
     if isinstance(value, str):
-        from cl_softcot.config.experiment import yaml
+        from cl_softcot.config import yaml
 
         try:
             tree = yaml.parse(value, "value")

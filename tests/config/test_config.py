@@ -207,7 +207,7 @@ def test_the_files_name_is_the_experiments_name(write):
     ],
 )
 def test_values_mean_what_yaml_1_2_says(text, value):
-    from cl_softcot.config.experiment import yaml
+    from cl_softcot.config import yaml
 
     tree = yaml.parse(f"key: {text}\n", "file.yaml")
     assert tree.problems == [] and tree.data == {"key": value} and type(tree.data["key"]) is type(value)
@@ -215,7 +215,7 @@ def test_values_mean_what_yaml_1_2_says(text, value):
 
 
 def test_texts_that_look_like_something_else_come_back():
-    from cl_softcot.config.experiment import yaml
+    from cl_softcot.config import yaml
 
     texts = ["1e4", "yes", "on", "null", "~", "", "0o7", "1_0", "2024-01-02", "<<", "=", "a: b", "#x", "ü\n", " x", "1:30"]
     assert yaml.parse(yaml.dump(texts), "again.yaml").data == texts
@@ -748,7 +748,7 @@ def test_the_schema_describes_every_key_and_every_plugin():
 
 def test_the_schema_agrees_with_the_loader(write):
     jsonschema = pytest.importorskip("jsonschema")
-    from cl_softcot.config.experiment import yaml
+    from cl_softcot.config import yaml
 
     check = jsonschema.Draft202012Validator(json_schema())
     good = changed("  - name: b\n    task: fakes:Reader\n    note: true\n", "  - graph\n  - {name: dates, note: true}\n")

@@ -24,7 +24,7 @@ from cl_softcot.models import frozen_states
 from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.reasoning.assist_cot import Hints
-from cl_softcot.run.__main__ import base
+from cl_softcot.run import base
 from cl_softcot.run.api import run_experiment
 
 MODELS = {"words": words_model, "chat": chat_model, "gpt2": gpt2_model}

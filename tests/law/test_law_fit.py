@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from cl_softcot.files import atomic_write_json
-from cl_softcot.law.__main__ import __main__ as command
+from cl_softcot.law import __main__ as command
 from cl_softcot.law.fit import accuracy_matched, fit_law, law_table, monotone, quadratic, r_squared, spearman
 from cl_softcot.law.points import Point, family_of, moved, points_from, points_of
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cl_softcot.errors import UserError
-from cl_softcot.law.__main__ import __main__ as command
+from cl_softcot.law import __main__ as command
 from cl_softcot.law.fit import DIRECTIONS, fit_law
 from cl_softcot.law.pictures import study, trials
 from cl_softcot.law.pictures.config import LawConfig

@@ -30,7 +30,7 @@ from cl_softcot.errors import RunsFailed, UserError
 from cl_softcot.machine import lanes as side_by_side
 from cl_softcot.machine.lanes import LaneStopped, hand_on, undivided, working_seconds
 from cl_softcot.models import frozen_prefix
-from cl_softcot.run.__main__ import one_run
+from cl_softcot.run import one_run
 from cl_softcot.run.api import run_experiment
 from cl_softcot.sweep.__main__ import main
 from cl_softcot.sweep.config import load_sweep

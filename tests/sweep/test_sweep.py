@@ -181,7 +181,7 @@ def test_a_grid_has_every_combination_once():
 )
 def test_every_value_survives_the_command_line(tmp_path, value):
     """As the command line is read: the override `tracking.experiment=...` stands for any key."""
-    from cl_softcot.config.experiment import yaml as _yaml
+    from cl_softcot.config import yaml as _yaml
 
     tree = _yaml.parse("a: 1", "f")
     _yaml.override(tree, as_override("key", value), {}, 1)

@@ -519,7 +519,7 @@ def test_the_sender_goes_on_when_the_store_comes_back(run, store, tmp_path, monk
 
 
 def test_track_sends_later_and_says_where_to_look(tmp_path, store, capsys, monkeypatch):
-    from cl_softcot.track.__main__ import __main__ as track
+    from cl_softcot.track import __main__ as track
 
     folder = tmp_path / "experiment"
     make_experiment(folder, ["zero_shot_cot", "softcot"], n=60, views=False)

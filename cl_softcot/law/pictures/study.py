@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_softcot.config.experiment import yaml
+from cl_softcot.config import yaml
 from cl_softcot.config.loading import validated
 from cl_softcot.errors import UserError
 from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, dump_json, read_json, sha256_of
