@@ -147,7 +147,7 @@ def one_method(experiment: str, overrides: Sequence[str], method: str, folder: s
     from cl_softcot.metrics.cost import peak_memory_mb
     from cl_softcot.run import one_run
     from cl_softcot.run.base import measure_base
-    from cl_softcot.track.__main__ import figures  # noqa: F401  what a run imports in the end
+    from cl_softcot.track import figures  # noqa: F401  what a run imports in the end
 
     config = load_experiment(experiment, [*overrides, f"output_dir={folder}/run"]).config
     importing, started = time.process_time(), time.perf_counter()

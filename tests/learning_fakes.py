@@ -26,8 +26,8 @@ ensure_torchvision()
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from cl_softcot.files import sha256_of  # noqa: E402
+from cl_softcot.learning import checkpoint  # noqa: E402
 from cl_softcot.learning.learner import Learner  # noqa: E402
-from cl_softcot.learning.loop import checkpoint  # noqa: E402
 from cl_softcot.learning.stream import make_stream  # noqa: E402
 from cl_softcot.tasks.base import Example  # noqa: E402
 

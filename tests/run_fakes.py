@@ -270,7 +270,7 @@ class _InThisProcess:
 
     def __init__(self, jobs: int, context: Any, initializer: Any, initargs: tuple[Any, ...]):
 
-        from cl_softcot.run.__main__ import workers
+        from cl_softcot.run import workers
 
         workers._messages = initargs[0]
 
@@ -292,8 +292,8 @@ def _serve() -> None:
 
     from cl_softcot import registry
     from cl_softcot.run import __main__ as run
-    from cl_softcot.run.__main__ import experiment
-    from cl_softcot.track.__main__ import figures, predictions  # noqa: F401
+    from cl_softcot.run import experiment
+    from cl_softcot.track import figures, predictions  # noqa: F401
 
     for kind in registry.KINDS:
         for name in registry.known(kind):

@@ -11,7 +11,7 @@ from cl_softcot import __version__
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_text, read_json
 from cl_softcot.registry import modules_of
-from cl_softcot.report.__main__ import sections
+from cl_softcot.report import sections
 from cl_softcot.report.capability import section as capability
 from cl_softcot.report.content import Section, Table, Text
 from cl_softcot.report.sections.main_table import side_by_side

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cl_softcot.report.__main__ import drawing
+from cl_softcot.report import drawing
 from cl_softcot.report.content import Block, Cell, Figure, Number, Section, Table, Text
 from cl_softcot.report.contrasts import HEAD, Contrast, contrasts, notes_of
 from cl_softcot.report.measures import BWT, LEARNED, LOST, LOST_SHARE, Measure, mean, mean_at, note_on_intervals

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cl_softcot.files import read_json
 from cl_softcot.results.events import EventLog
-from cl_softcot.track.__main__ import mlflow
+from cl_softcot.track import mlflow
 
 FILES = ("report.html", "report.md", "report.json")
 

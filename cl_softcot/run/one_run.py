@@ -28,8 +28,8 @@ from cl_softcot.config.settings import MethodConfig
 from cl_softcot.diagnostics.base import Diagnostic, Subject, undisturbed
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, jsonable, read_json, read_jsonl
+from cl_softcot.learning import checkpoint
 from cl_softcot.learning.learner import Learner
-from cl_softcot.learning.loop import checkpoint
 from cl_softcot.learning.snapshot import load_weights
 from cl_softcot.learning.stream import data_fingerprint, make_stream
 from cl_softcot.machine import processes
@@ -493,7 +493,7 @@ class _Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Figures, tables and last numbers; ``result.json`` comes last: a run without it is not finished."""
-        from cl_softcot.track.__main__ import figures
+        from cl_softcot.track import figures
         from cl_softcot.track.predictions import TABLE_TAGS, write_predictions
 
         self._say("drawing", 0.99)

@@ -19,7 +19,7 @@ from cl_softcot.config.fingerprint import to_data
 from cl_softcot.config.loading import load_experiment, validated
 from cl_softcot.config.yaml import Problem, Tree
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.sweep.__main__ import objectives
+from cl_softcot.sweep import objectives
 from cl_softcot.sweep.space import Distribution, as_override, samples
 
 METHOD = "{method}"  # in keys of `space`, `set` and `test`: the name of the method that is searched

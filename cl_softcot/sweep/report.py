@@ -342,7 +342,7 @@ def _image(figure: Any) -> str:
 def _send(sweep: SweepConfig, searches: Sequence[Search], found: dict[str, list[Record]], page: str) -> None:
     """One more run, beside those of the trials, that holds the page. MLflow's being away changes nothing here."""
     from cl_softcot.results.events import EventLog
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     with suppress(UserError):
         config = searches[0].plan.trial_config({})

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from cl_softcot.sweep.__main__ import objectives
+from cl_softcot.sweep import objectives
 from cl_softcot.sweep.config import PrunerConfig, SamplerConfig, SearchPlan
 
 LANES = 4  # trials side by side where the sweep does not say how many

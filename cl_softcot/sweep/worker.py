@@ -22,7 +22,7 @@ from typing import Any
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, read_json
-from cl_softcot.sweep.__main__ import objectives
+from cl_softcot.sweep import objectives
 from cl_softcot.sweep.alive import beat
 from cl_softcot.sweep.config import SearchPlan, SweepConfig
 from cl_softcot.sweep.folder import find

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> int:
     from cl_softcot.results.reading import run_folders
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     runs = {folder: run_folders(folder) for folder in folders}  # a wrong path is told before anything is sent
     failed, last = 0, None
@@ -66,7 +66,7 @@ def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> in
 def _note(folder: Path, experiment_id: str, uri: str | None) -> None:
     """The experiment's table on its page in MLflow."""
     from cl_softcot.results.reading import load_results
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
     from cl_softcot.track.console import experiment_note
 
     results = load_results(folder)

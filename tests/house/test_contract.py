@@ -16,7 +16,7 @@ from run_fakes import METHODS, finished, local_task, result, run_folders
 from cl_softcot import registry
 from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.errors import UserError
-from cl_softcot.learning.loop import checkpoint
+from cl_softcot.learning import checkpoint
 from cl_softcot.reasoning.base import Phase
 from cl_softcot.tasks.base import Task
 

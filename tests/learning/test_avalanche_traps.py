@@ -18,7 +18,8 @@ from learning_fakes import FakeStrategy, Train, make_learner, weights_sha256
 from torch import nn
 
 from cl_softcot.errors import UserError
-from cl_softcot.learning.loop import MethodModel, TrainingLoop, checkpoint
+from cl_softcot.learning import checkpoint
+from cl_softcot.learning.loop import MethodModel, TrainingLoop
 from cl_softcot.learning.stream import make_stream
 
 # isort: split

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cl_softcot.errors import UserError
-from cl_softcot.learning.loop import checkpoint
+from cl_softcot.learning import checkpoint
 
 
 def some_tensors(value: float = 1.0) -> dict[str, torch.Tensor]:

@@ -14,8 +14,8 @@ import torch
 from learning_fakes import TASKS, FakeStrategy, Train, make_examples, make_learner, run_all, weights_sha256
 
 from cl_softcot.errors import UserError
+from cl_softcot.learning import learner as learner_module
 from cl_softcot.learning.batches import ExactSteps
-from cl_softcot.learning.loop import learner as learner_module
 from cl_softcot.learning.optimiser import learning_rate_factor
 from cl_softcot.learning.plugins import build_plugin
 from cl_softcot.learning.snapshot import LossDiverged
@@ -591,7 +591,7 @@ def test_per_example_losses_are_there_for_per_example_gradients():
 
 def test_small_gradients_survive_half_precision(monkeypatch):
     """fp16 ends at 6e-8: without a scale a part of the gradients is exactly zero, with it none more than in fp32."""
-    from cl_softcot.learning.loop import loop
+    from cl_softcot.learning import loop
     from cl_softcot.models.language_model import load_language_model
     from cl_softcot.reasoning.base import Parts
     from cl_softcot.reasoning.cot import Cot

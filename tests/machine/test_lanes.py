@@ -35,7 +35,7 @@ from cl_softcot.run.api import run_experiment
 from cl_softcot.sweep.__main__ import main
 from cl_softcot.sweep.config import load_sweep
 from cl_softcot.sweep.samplers import at_once
-from cl_softcot.track.__main__ import figures
+from cl_softcot.track import figures
 
 REASONING = "methods.softcot.reasoning"
 

@@ -515,7 +515,7 @@ def test_numbers_as_text(number, text):
 
 def test_a_section_is_one_file(study, monkeypatch, tmp_path, undrawn):
     """A new file in the room of sections is found by itself."""
-    from cl_softcot.report.__main__ import sections
+    from cl_softcot.report import sections
 
     (tmp_path / "greeting.py").write_text(
         "from cl_softcot.report.content import Section, Text\n"

@@ -12,7 +12,8 @@ from sweep_fakes import RATE, experiment, sweep, write
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
 from cl_softcot.run.api import run_experiment
-from cl_softcot.sweep.__main__ import main, objectives
+from cl_softcot.sweep import objectives
+from cl_softcot.sweep.__main__ import main
 from cl_softcot.sweep.commands import describe
 from cl_softcot.sweep.config import load_sweep
 from cl_softcot.sweep.folder import existing, write_sweep

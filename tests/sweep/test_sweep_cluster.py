@@ -36,7 +36,7 @@ from sweep_fakes import (
     one_at_a_time as sweep,
 )
 
-from cl_softcot.sweep.__main__ import alive as heartbeats
+from cl_softcot.sweep import alive as heartbeats
 from cl_softcot.sweep.trials import Counts
 from cl_softcot.sweep.worker import run_trial
 

@@ -32,9 +32,10 @@ from sweep_fakes import (
 from cl_softcot.results.events import read_events
 from cl_softcot.run import __main__ as run_command
 from cl_softcot.run import api
-from cl_softcot.sweep.__main__ import alive, main, trials
+from cl_softcot.sweep import alive, trials
+from cl_softcot.sweep.__main__ import main
 from cl_softcot.sweep.commands import worker
-from cl_softcot.track.__main__ import figures
+from cl_softcot.track import figures
 
 
 @pytest.fixture

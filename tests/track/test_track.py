@@ -20,8 +20,8 @@ from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json
 from cl_softcot.results import events as event_log
 from cl_softcot.results.events import EventLog, read_events
-from cl_softcot.track.__main__ import sender as track_sender
-from cl_softcot.track.__main__ import store as track_store
+from cl_softcot.track import sender as track_sender
+from cl_softcot.track import store as track_store
 
 TASKS = ["dates", "graph", "facts", "lists"]
 FAMILIES = ["dates", "graph", "facts", "lists", "deduction", "arithmetic", "tracking"]
@@ -158,7 +158,7 @@ def _write_predictions(folder: Path, i: int, row) -> None:
 
 def _log(folder: Path, result, views: bool) -> None:
     from cl_softcot.results.colors import palette
-    from cl_softcot.track.__main__ import figures, predictions
+    from cl_softcot.track import figures, predictions
 
     log = EventLog(folder)
     method, order, seed = result["method"], result["order"], result["seed"]
@@ -300,7 +300,7 @@ def points(uri, experiment="sequence_a"):
 
 
 def test_sending_twice_changes_nothing(run, store):
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     report = mlflow.sync(run, store)
     assert report.ok and report.message == "", report
@@ -322,7 +322,7 @@ def test_sending_twice_changes_nothing(run, store):
 
 
 def test_what_stands_in_mlflow(run, store, tmp_path):
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     report = mlflow.sync(run, store)
     client = track_store.client_of(store)
@@ -346,7 +346,7 @@ def test_what_stands_in_mlflow(run, store, tmp_path):
 
 
 def test_later_events_and_changed_files_follow(run, store):
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     report = mlflow.sync(run, store)
     log = EventLog(run)
@@ -363,7 +363,7 @@ def test_later_events_and_changed_files_follow(run, store):
 def test_a_run_deleted_there_or_started_over_here(run, store):
     import shutil
 
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     client = track_store.client_of(store)
     first = mlflow.sync(run, store)
@@ -446,7 +446,7 @@ def strange_server():
 
 
 def test_a_store_that_cannot_be_reached_is_told_quickly(run, hanging_server, strange_server, tmp_path):
-    from cl_softcot.track.__main__ import mlflow
+    from cl_softcot.track import mlflow
 
     (tmp_path / "junk.db").write_bytes(b"not a database at all" * 100)
     (tmp_path / "a_file").write_text("")
@@ -688,7 +688,7 @@ def test_a_single_run_says_that_another_seed_may_differ(sixteen):
 
 
 def test_a_handful_of_changed_answers_shows_nothing():
-    from cl_softcot.track.__main__ import conclusion
+    from cl_softcot.track import conclusion
 
     rng = np.random.default_rng(0)
     before = np.ones(300, dtype=int)
@@ -702,7 +702,7 @@ def test_a_handful_of_changed_answers_shows_nothing():
 @pytest.mark.parametrize("runs", [1, 3])
 def test_intervals_hold_what_they_promise(runs):
     """Without any true change, about one interval in twenty may claim one, and not more."""
-    from cl_softcot.track.__main__ import conclusion
+    from cl_softcot.track import conclusion
 
     rng = np.random.default_rng(1)
     claims, trials = 0, 100
@@ -745,7 +745,7 @@ def test_colours_are_stable_and_distinct():
 
 
 def test_figures_are_drawn_and_repeatable(run, several, tmp_path):
-    from cl_softcot.track.__main__ import figures
+    from cl_softcot.track import figures
 
     result = json.loads((run / "result.json").read_text())
     drawn = figures.draw_run(result, tmp_path / "a") + figures.draw_experiment(several, tmp_path / "a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cl_softcot.report.__main__ import drawing
+from cl_softcot.report import drawing
 from cl_softcot.report.content import Cell, Figure, Number, Table
 from cl_softcot.report.measures import Path, at
 from cl_softcot.report.sections._diagnostics import leaf, measured, whole

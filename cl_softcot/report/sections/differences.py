@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cl_softcot.report.__main__ import drawing
+from cl_softcot.report import drawing
 from cl_softcot.report.content import Block, Figure, Section, Table, Text
 from cl_softcot.report.contrasts import HEAD, UNTESTED, Contrast, contrasts, measures, notes_of, row_of
 from cl_softcot.report.studies import Study, written_control

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cl_softcot.report.__main__ import drawing
+from cl_softcot.report import drawing
 from cl_softcot.report.content import Cell, Figure, Number, Section, Table, Text
 from cl_softcot.report.measures import at
 from cl_softcot.report.sections._diagnostics import leaf, measured, whole

@@ -8,7 +8,7 @@ from typing import Any
 
 from cl_softcot.law.fit import DIRECTIONS, FORMS, fit_law
 from cl_softcot.law.points import INPUTS, OUTCOMES, VIEWS, Point, moved, points_of
-from cl_softcot.report.__main__ import drawing
+from cl_softcot.report import drawing
 from cl_softcot.report.content import Cell, Figure, Missing, Number, Section, Table
 from cl_softcot.report.studies import Result, Study
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cl_softcot import registry
 from cl_softcot.registry import modules_of
-from cl_softcot.report.__main__ import sections
+from cl_softcot.report import sections
 from cl_softcot.report.content import Missing, Section, Table
 from cl_softcot.report.measures import at
 from cl_softcot.report.sections._diagnostics import last, measured

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cl_softcot.registry import modules_of
-from cl_softcot.report.__main__ import sections
+from cl_softcot.report import sections
 from cl_softcot.report.content import Block, Cell, Section, Style, Table
 from cl_softcot.report.measures import at, leaves
 from cl_softcot.report.sections._diagnostics import last, leaf, measured, whole
