@@ -14,10 +14,10 @@ from model_fakes import LETTERS, chat_model, examples, parts_of, words_model
 
 from cl_softcot import registry
 from cl_softcot.answering.evaluate import Probe
+from cl_softcot.answering.subject import Subject
 from cl_softcot.config.settings import EvaluateConfig
 from cl_softcot.diagnostics._numbers import change, effective_rank, ratio, variance_shares
 from cl_softcot.diagnostics._thoughts import Answered, PutIn, Recorder, answer_logps, answered, before_the_answer, recorded
-from cl_softcot.diagnostics.base import Subject
 from cl_softcot.diagnostics.faithfulness import Faithfulness, own_chain
 from cl_softcot.diagnostics.frontier import Frontier, Look, look
 from cl_softcot.diagnostics.interventions import Interventions, _noise, donors_of

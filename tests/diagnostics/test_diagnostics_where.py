@@ -17,9 +17,9 @@ from run_fakes import assert_same_numbers, result, small, start, write
 from cl_softcot import registry
 from cl_softcot.answering.evaluate import Probe
 from cl_softcot.answering.policy import MethodPolicy, tensors_sha256
+from cl_softcot.answering.subject import Subject
 from cl_softcot.config.settings import EvaluateConfig, TrainConfig
 from cl_softcot.diagnostics._changes import ratio
-from cl_softcot.diagnostics.base import Subject
 from cl_softcot.diagnostics.curriculum import Curriculum, forgetting
 from cl_softcot.diagnostics.facts_and_skills import FactsAndSkills
 from cl_softcot.diagnostics.plasticity import Plasticity
