@@ -24,7 +24,7 @@ def cache_folder(tmp_path_factory, monkeypatch):
 
 # Run in one process, in order: later ones need what earlier ones made, or all use one machine-wide server or set-up.
 TOGETHER = (
-    "tests/test_readme.py",
+    "tests/test_documented_commands.py",
     "tests/test_experiments.py",
     "tests/test_sweep_cluster.py",
     "tests/test_learning.py::test_killed_and_resumed",
