@@ -2,7 +2,7 @@
 
 * tables of the kept results and of the embedded models' scores, in ``<!-- table: NAME -->`` ... ``<!-- end -->`` blocks;
 * ``docs/reference/``: settings from the JSON schema, numbers from the catalogue of metrics, commands from their parsers, and the
-  fields of ``result.json``.
+  fields of ``result.json``; ``docs/design/numbers-that-moved.md`` from the changelog.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def with_tables(text: str, found: Mapping[str, str]) -> str:
 def reference() -> dict[Path, str]:
     """The pages that are written as a whole."""
     pages = {"settings": settings_page, "numbers": numbers_page, "commands": commands_page, "result": result_page}
-    return {REFERENCE / f"{name}.md": GENERATED + re.sub(r"\n{3,}", "\n\n", make()).rstrip("\n") + "\n" for name, make in pages.items()}
+    places = {REFERENCE / f"{name}.md": make for name, make in pages.items()}
+    places[ROOT / "docs" / "design" / "numbers-that-moved.md"] = numbers_that_moved_page
+    return {path: GENERATED + re.sub(r"\n{3,}", "\n\n", make()).rstrip("\n") + "\n" for path, make in places.items()}
 
 
 def _plain(text: str) -> str:
@@ -418,6 +420,26 @@ def result_page() -> str:
             fields[1],
         ]
     )
+
+
+# --- numbers that moved
+
+
+def numbers_that_moved_page() -> str:
+    """The bullets of the changelog that are marked **Numbers**, release by release."""
+    lines = [
+        "# Numbers that moved",
+        "",
+        "A change that moves numbers is another kind of change. The changelog marks it **Numbers**, with the reason; here are all",
+        "of them. Kept results that were made before stay as they are, and their `revision` says so. *Rounding* means: the same",
+        "arithmetic in another order. Training amplifies it, so that single runs may end elsewhere; means over runs do not move",
+        "beyond their spread.",
+    ]
+    for release in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
+        bullets = [bullet for bullet in re.findall(r"^\* .*?(?=^\* |\Z)", release, re.S | re.M) if "**Numbers**" in bullet]
+        if bullets:
+            lines += ["", f"## {release.splitlines()[0]}", "", *(bullet.rstrip() for bullet in bullets)]
+    return "\n".join(lines)
 
 
 # -------------------------------------------------------------------------------------------------------------- main
