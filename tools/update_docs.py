@@ -190,8 +190,6 @@ def settings_page() -> str:
         maps = [choice for choice in choices if choice.get("type") == "object"]
         if description := definitions[name].get("description") or maps[0].get("description"):
             lines += [_sentence(description), ""]
-        if name == "ModelConfig":
-            lines += ["A path alone is short for a map with `path`.", ""]
         lines.append(_settings_table(maps[0].get("properties", {}), set(maps[0].get("required", ()))))
     for name, (title, kind) in PLUGINS.items():
         lines += ["", f"## {title}", "", _sentence(definitions[name].get("description", "")), ""]
@@ -283,7 +281,15 @@ def numbers_page() -> str:
         "Every number that leaves the package has a full name, and every name has one meaning. Forgetting, backward transfer and KL",
         "have rival definitions that differ even in sign, so the name says which one: `forgetting/chaudhry`, `bwt/gem`. This page is",
         "made from the `CATALOGUE` of each file in `cl_softcot/metrics/`. `R[i,j]` is the accuracy on task j after experience i, of",
-        "T; row 0 is the base's written CoT. A name that ends in `<...>` stands for several.",
+        "T; row 0 is the base's written CoT, and the base in the method's own mode stands beside it (`untrained`). A name that ends",
+        "in `<...>` stands for several.",
+        "",
+        "* **Deployed** means with everything that the method brings (adapter, thoughts, routing) and is the headline; *backbone",
+        "  only* is an integrity check: a frozen backbone is exactly the base, which is hashed, not assumed.",
+        "* **Retention** is accuracy on the seven families that the base was pretrained on, apart for families of the stream and for",
+        "  unrelated ones. Some forgetting is by definition: two conventions under one prompt cannot both be kept.",
+        "* **Drift** is exact over the vocabulary, in nats per token, in both directions.",
+        "* **Every accuracy** has its n and a 95 % bootstrap interval.",
     ]
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
         loaded = importlib.import_module(f"{package.__name__}.{module}")
