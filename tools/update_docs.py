@@ -176,9 +176,9 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every key of an experiment's YAML file. It is made from the JSON schema that `python -m cl_softcot.config` prints; an",
-        "editor that is given this schema completes and checks the keys. {doc}`../guide/experiments` says how files are combined",
-        "and how a setting is replaced on the command line.",
+        "Every key of an experiment's YAML file. It is made from the JSON schema that `python -m cl_softcot.config` prints;",
+        "an editor that is given this schema completes and checks the keys. {doc}`../guide/experiments` says how files are",
+        "combined and how a setting is replaced on the command line.",
         "",
         "## The file",
         "",
@@ -278,16 +278,17 @@ def numbers_page() -> str:
     lines = [
         "# Numbers",
         "",
-        "Every number that leaves the package has a full name, and every name has one meaning. Forgetting, backward transfer and KL",
-        "have rival definitions that differ even in sign, so the name says which one: `forgetting/chaudhry`, `bwt/gem`. This page is",
-        "made from the `CATALOGUE` of each file in `cl_softcot/metrics/`. `R[i,j]` is the accuracy on task j after experience i, of",
-        "T; row 0 is the base's written CoT, and the base in the method's own mode stands beside it (`untrained`). A name that ends",
-        "in `<...>` stands for several.",
+        "Every number that leaves the package has a full name, and every name has one meaning. Forgetting, backward",
+        "transfer and KL have rival definitions that differ even in sign, so the name says which one:",
+        "`forgetting/chaudhry`, `bwt/gem`. This page is made from the `CATALOGUE` of each file in `cl_softcot/metrics/`.",
+        "`R[i,j]` is the accuracy on task j after experience i, of T; row 0 is the base's written CoT, and the base in the",
+        "method's own mode stands beside it (`untrained`). A name that ends in `<...>` stands for several.",
         "",
-        "* **Deployed** means with everything that the method brings (adapter, thoughts, routing) and is the headline; *backbone",
-        "  only* is an integrity check: a frozen backbone is exactly the base, which is hashed, not assumed.",
-        "* **Retention** is accuracy on the seven families that the base was pretrained on, apart for families of the stream and for",
-        "  unrelated ones. Some forgetting is by definition: two conventions under one prompt cannot both be kept.",
+        "* **Deployed** means with everything that the method brings (adapter, thoughts, routing) and is the headline;",
+        "  *backbone only* is an integrity check: a frozen backbone is exactly the base, which is hashed, not assumed.",
+        "* **Retention** is accuracy on the seven families that the base was pretrained on, apart for families of the",
+        "  stream and for unrelated ones. Some forgetting is by definition: two conventions under one prompt cannot both be",
+        "  kept.",
         "* **Drift** is exact over the vocabulary, in nats per token, in both directions.",
         "* **Every accuracy** has its n and a 95 % bootstrap interval.",
     ]
@@ -348,9 +349,9 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from the parsers of the commands. `cl-softcot run` and `python -m cl_softcot.run` are the same, and so for `sweep`,",
-        "`report`, `law`, `track`, `cache` and `config`. Exit status: 0 all is done, 1 something failed, 2 a mistake in the command",
-        "or in a file; Ctrl-C ends with 130, and the same command goes on.",
+        "Made from the parsers of the commands. `cl-softcot run` and `python -m cl_softcot.run` are the same, and so for",
+        "`sweep`, `report`, `law`, `track`, `cache` and `config`. Exit status: 0 all is done, 1 something failed, 2 a",
+        "mistake in the command or in a file; Ctrl-C ends with 130, and the same command goes on.",
         "",
         "`python -m cl_softcot.config` has no options; it prints the JSON schema behind {doc}`settings`.",
     ]
@@ -366,7 +367,11 @@ def _command(parser: argparse.ArgumentParser, name: str, depth: int) -> list[str
     places = [action for action in shown if not action.option_strings and not _chosen(action)]
     called = " ".join([name, *(_written(action) for action in places)])
     lines += [f"`{called}`", "", _sentence(parser.description or ""), ""]
-    rows = [[_code(_named(action)), _plain(_meaning(action, parser))] for action in shown if not _chosen(action) and action.dest != "help"]
+    rows = [
+        [_code(_named(action)), _plain(_meaning(action, parser))]
+        for action in shown
+        if not _chosen(action) and action.dest != "help"
+    ]
     if rows:
         lines.append(table(("argument", "meaning"), rows, numbers=False))
     for action in filter(_chosen, shown):
@@ -436,10 +441,10 @@ def numbers_that_moved_page() -> str:
     lines = [
         "# Numbers that moved",
         "",
-        "A change that moves numbers is another kind of change. The changelog marks it **Numbers**, with the reason; here are all",
-        "of them. Kept results that were made before stay as they are, and their `revision` says so. *Rounding* means: the same",
-        "arithmetic in another order. Training amplifies it, so that single runs may end elsewhere; means over runs do not move",
-        "beyond their spread.",
+        "A change that moves numbers is another kind of change. The changelog marks it **Numbers**, with the reason; here",
+        "are all of them. Kept results that were made before stay as they are, and their `revision` says so. *Rounding*",
+        "means: the same arithmetic in another order. Training amplifies it, so that single runs may end elsewhere; means",
+        "over runs do not move beyond their spread.",
     ]
     for release in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
         bullets = [bullet for bullet in re.findall(r"^\* .*?(?=^\* |\Z)", release, re.S | re.M) if "**Numbers**" in bullet]
