@@ -443,8 +443,7 @@ def numbers_that_moved_page() -> str:
         "",
         "A change that moves numbers is another kind of change. The changelog marks it **Numbers**, with the reason; here",
         "are all of them. Kept results that were made before stay as they are, and their `revision` says so. *Rounding*",
-        "means: the same arithmetic in another order. Training amplifies it, so that single runs may end elsewhere; means",
-        "over runs do not move beyond their spread.",
+        "means: the same arithmetic in another order. Training amplifies it, so that a single run may end elsewhere.",
     ]
     for release in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
         bullets = [bullet for bullet in re.findall(r"^\* .*?(?=^\* |\Z)", release, re.S | re.M) if "**Numbers**" in bullet]
