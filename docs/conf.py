@@ -18,6 +18,6 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "cl_softcot"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 html_show_sphinx = False
 html_copy_source = False
