@@ -12,11 +12,9 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import pkgutil
 import re
 import runpy
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -169,9 +167,9 @@ PLUGINS = {
 
 
 def settings_page() -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "cl_softcot.config"]
-    schema = json.loads(subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, text=True).stdout)
+    from cl_softcot.config import json_schema
+
+    schema = json_schema()
     definitions = schema["$defs"]
     lines = [
         "# Settings",
