@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["CL_SOFTCOT_CACHE"] = "off"
     from benchmarks.machine import describe
-    from cl_softcot.one_run import make_exact
+    from cl_softcot.machine.exact import make_exact
 
     make_exact()
     found: dict[str, Any] = {"machine": describe("cpu"), "base": dataclasses.asdict(BASE), "curves": {}, "stream": []}
@@ -134,7 +134,7 @@ def make_job(kind: str, size: Size) -> Callable[[], Any]:
     """An optimiser step, or a batch of answers that all have ``size.answer`` tokens."""
     from benchmarks.cases.steps import OwnSteps
     from benchmarks.models import ModelSize, random_examples, random_model
-    from cl_softcot.models.decoding import generate
+    from cl_softcot.models.writing import generate
     from cl_softcot.reasoning.base import Parts, Phase
     from cl_softcot.reasoning.coconut import Coconut
     from cl_softcot.reasoning.cot import Cot
@@ -173,8 +173,8 @@ def make_job(kind: str, size: Size) -> Callable[[], Any]:
 def stream(n: int) -> dict[str, float]:
     """Processor seconds of a run over ``n`` tasks, by what it does: every task is learned once, and answered after every turn."""
     from benchmarks.stopwatch import watching
-    from cl_softcot.config import load_experiment
-    from cl_softcot.run import run_experiment
+    from cl_softcot.config.loading import load_experiment
+    from cl_softcot.run.api import run_experiment
 
     tasks = ", ".join(f"{{name: t{i}, task: arithmetic, events: [2, {2 + i % 2}]}}" for i in range(n))
     with tempfile.TemporaryDirectory() as folder:

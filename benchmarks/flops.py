@@ -8,7 +8,7 @@ a layer together, L layers, and H = D V the head's weights, one call with n new 
                two products have two inputs each), and 2 P n + 2 H (places) for the gradients of the weights
 
 Implementations compute all n (m + n) pairs of places; a causal map has n m + n (n + 1) / 2. Norms, activations and softmax are
-left out: they are memory traffic, not arithmetic. Checked against torch's counter in tests/test_speed_references.py.
+left out: they are memory traffic, not arithmetic. Checked against torch's counter in tests/house/test_speed_references.py.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _once(name: str, job: Callable[[], Any]) -> Any:
 def _as_it_runs(name: str) -> Iterator[None]:
     """The product runs with deterministic algorithms, one thread, and memory that it does not give back; what it is compared with
     does not pay for the first, and has no gain from the last."""
-    from cl_softcot.one_run import keep_freed_memory, make_exact
+    from cl_softcot.machine.exact import keep_freed_memory, make_exact
 
     before = torch.are_deterministic_algorithms_enabled()
     if name.startswith(OURS):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
 
 ensure_torchvision()
 

@@ -23,16 +23,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from benchmarks.cases.softcot import needed_for_training
 from benchmarks.flops import Call, operations, shape_of
 from benchmarks.models import ModelSize, random_examples, random_model
-from cl_softcot.config import TrainConfig
-from cl_softcot.learning import Learner
+from cl_softcot.config.settings import TrainConfig
+from cl_softcot.learning.learner import Learner
+from cl_softcot.learning.stream import make_stream
+from cl_softcot.machine.exact import make_exact
+from cl_softcot.machine.lanes import hand_on, side_by_side
 from cl_softcot.models import frozen_prefix
 from cl_softcot.models.assistant import AssistantStates
+from cl_softcot.models.batch import Encoded
 from cl_softcot.models.language_model import LanguageModel, load_language_model
-from cl_softcot.one_run import make_exact
-from cl_softcot.reasoning.base import Encoded, Parts
+from cl_softcot.reasoning.base import Parts
 from cl_softcot.reasoning.softcot import Softcot
-from cl_softcot.side_by_side import hand_on, side_by_side
-from cl_softcot.stream import make_stream
 from cl_softcot.tasks.base import Example
 from strategies.frozen_backbone import FrozenBackbone
 
@@ -99,8 +100,8 @@ class Job:
 
 def embedded(steps: int, batch: int = 32) -> Job:
     """The embedded models, and the first task of experiments/sequence_a.yaml."""
-    from cl_softcot.config import load_experiment
-    from cl_softcot.one_run import make_tasks
+    from cl_softcot.answering.build import make_tasks
+    from cl_softcot.config.loading import load_experiment
 
     config = load_experiment(EXPERIMENT).config
     task = make_tasks(config, "given")[0]

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(one_method(args.experiment, args.overrides, *args.one)))
         return 0
     from benchmarks.machine import describe
-    from cl_softcot.config import load_experiment
+    from cl_softcot.config.loading import load_experiment
 
     methods = [m.name for m in load_experiment(args.experiment, args.overrides).config.methods]
     if args.profile and args.profile not in methods:
@@ -142,11 +142,12 @@ def _in_a_new_process(experiment: str, overrides: Sequence[str], method: str, fo
 def one_method(experiment: str, overrides: Sequence[str], method: str, folder: str) -> dict[str, Any]:
     """Processor seconds of one run, by part, imports included; to be called first in a process of its own."""
     from benchmarks.stopwatch import watching
-    from cl_softcot import one_run
-    from cl_softcot.config import load_experiment
+    from cl_softcot.config.loading import load_experiment
+    from cl_softcot.config.plan import plan
     from cl_softcot.metrics.cost import peak_memory_mb
-    from cl_softcot.run import plan
-    from cl_softcot.trackers import figures  # noqa: F401  what a run imports in the end
+    from cl_softcot.run import one_run
+    from cl_softcot.run.base import measure_base
+    from cl_softcot.track import figures  # noqa: F401  what a run imports in the end
 
     config = load_experiment(experiment, [*overrides, f"output_dir={folder}/run"]).config
     importing, started = time.process_time(), time.perf_counter()
@@ -154,7 +155,7 @@ def one_method(experiment: str, overrides: Sequence[str], method: str, folder: s
     with watching() as watch:
         if method == BASE:
             with watch.part("answering", "other"):
-                one_run.measure_base(config, shared, lambda _: None)
+                measure_base(config, shared, lambda _: None)
         else:
             spec = next(spec for spec in plan(config) if spec.method == method)
             one_run.run_one(config, spec, Path(folder) / "run" / "runs" / spec.key, shared, {}, lambda _: None)

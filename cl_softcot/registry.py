@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 # Avalanche's plug-ins are offered by the file that is allowed to import avalanche, as a dict of name -> class.
-_AVALANCHE = "cl_softcot.learning"
+_AVALANCHE = "cl_softcot.learning.plugins"
 
 # Keys of the YAML that stand beside a plug-in's own settings.
 _RESERVED = {"task": {"name", "task"}, "diagnostic": {"name", "enabled"}}
@@ -88,6 +89,13 @@ def known(kind: str) -> list[str]:
     return sorted(
         name for name, classes in parsed.items() if name != "base" and any(not c.startswith("_") and descends(c) for c in classes)
     )
+
+
+def modules_of(package: str) -> dict[str, ModuleType]:
+    """Every file of one of our folders, imported: its name -> the module, sorted; helpers (``_name.py``) left out."""
+    folder = importlib.import_module(package)
+    names = sorted(name for _, name, _ in pkgutil.iter_modules(folder.__path__) if not name.startswith("_"))
+    return {name: importlib.import_module(f"{package}.{name}") for name in names}
 
 
 def build_plugin(config: Mapping[str, Any], global_batch_size: int) -> Any:

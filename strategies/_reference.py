@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from cl_softcot.errors import UserError
 from cl_softcot.reasoning.base import Parts
+from cl_softcot.registry import find
 from strategies.base import Strategy, StrategySettings
 
 
@@ -45,8 +45,7 @@ class ReferenceSettings(StrategySettings):
 def _inner(of: dict[str, Any]) -> tuple[type[Strategy], Any]:
     if not isinstance(of.get("name"), str):
         raise UserError("`of` names a strategy, such as lora or {name: lora, rank: 8}")
-    registry = importlib.import_module("cl_softcot.registry")
-    kind = registry.find("strategy", of["name"])
+    kind = find("strategy", of["name"])
     return kind, kind.Settings(**{key: value for key, value in of.items() if key != "name"})
 
 

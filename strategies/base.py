@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
@@ -12,10 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from cl_softcot import parallel
+from cl_softcot.machine import processes
 from cl_softcot.models.head import at_least_fp32
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.reasoning.base import Parts
+from cl_softcot.registry import find
 
 Layers = Literal["all", "lower", "upper"]
 
@@ -80,8 +80,8 @@ class Strategy:
         """
         for name, tensor in self.tensors(parts).items():
             if name.startswith("backbone."):
-                base = parallel.whole(initial[name].detach())
-                yield name.removeprefix("backbone."), parallel.whole(tensor.detach()) - base, base
+                base = processes.whole(initial[name].detach())
+                yield name.removeprefix("backbone."), processes.whole(tensor.detach()) - base, base
 
     def trainable(self, parts: Parts) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser: the backbone's, and what the reasoning owns."""
@@ -131,8 +131,7 @@ def selected_layers(backbone: LanguageModel, which: Layers) -> list[nn.Module]:
 
 def reasoning_owns_parts(reasoning_name: str) -> bool:
     """True if a way of thinking has trained parts of its own."""
-    registry = importlib.import_module("cl_softcot.registry")
-    return registry.find("reasoning", reasoning_name).owns_parts
+    return find("reasoning", reasoning_name).owns_parts
 
 
 @torch.no_grad()

@@ -24,11 +24,11 @@ def cache_folder(tmp_path_factory, monkeypatch):
 
 # Run in one process, in order: later ones need what earlier ones made, or all use one machine-wide server or set-up.
 TOGETHER = (
-    "tests/test_documented_commands.py",
-    "tests/test_experiments.py",
-    "tests/test_sweep_cluster.py",
-    "tests/test_learning.py::test_killed_and_resumed",
-    "tests/test_diagnostics.py::test_every_diagnostic",
+    "tests/docs/test_documented_commands.py",
+    "tests/config/test_experiments.py",
+    "tests/sweep/test_sweep_cluster.py",
+    "tests/learning/test_learning.py::test_killed_and_resumed",
+    "tests/diagnostics/test_diagnostics.py::test_every_diagnostic",
 )
 
 

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
 
 ensure_torchvision()
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from cl_softcot import checkpoint  # noqa: E402
 from cl_softcot.files import sha256_of  # noqa: E402
-from cl_softcot.learning import Learner  # noqa: E402
-from cl_softcot.stream import make_stream  # noqa: E402
+from cl_softcot.learning import checkpoint  # noqa: E402
+from cl_softcot.learning.learner import Learner  # noqa: E402
+from cl_softcot.learning.stream import make_stream  # noqa: E402
 from cl_softcot.tasks.base import Example  # noqa: E402
 
 VOCABULARY = 24

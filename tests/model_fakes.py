@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
 
 ensure_torchvision()
 

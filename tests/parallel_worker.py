@@ -17,8 +17,8 @@ from learning_fakes import VOCABULARY
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from cl_softcot import parallel
 from cl_softcot.errors import UserError
+from cl_softcot.machine import processes
 
 
 def deals() -> dict[str, Any]:
@@ -28,7 +28,7 @@ def deals() -> dict[str, Any]:
         done.append(piece)
         return [piece + 0.5]
 
-    return {"found": parallel.dealt([10, 11, 12, 13, 14], work), "done": done}
+    return {"found": processes.dealt([10, 11, 12, 13, 14], work), "done": done}
 
 
 def hears_errors() -> list[str]:
@@ -39,17 +39,17 @@ def hears_errors() -> list[str]:
             raise error
 
         try:
-            parallel.from_main(fail)
+            processes.from_main(fail)
         except Exception as caught:
             said.append(f"{type(caught).__name__}|{caught}")
-    said.append(parallel.from_main(lambda: f"I am {parallel.rank()}"))
+    said.append(processes.from_main(lambda: f"I am {processes.rank()}"))
     return said
 
 
 def compares() -> str:
-    parallel.require_same("the cats", "grey")
+    processes.require_same("the cats", "grey")
     try:
-        parallel.require_same("the cats", f"{parallel.rank()}")
+        processes.require_same("the cats", f"{processes.rank()}")
     except UserError as error:
         return str(error)
     return "nothing"
@@ -61,10 +61,10 @@ def sums_gradients() -> dict[str, Any]:
     dtypes = [torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float32]
     parameters = [nn.Parameter(torch.zeros(s, dtype=d)) for s, d in zip(shapes, dtypes, strict=True)]
     for i, p in enumerate(parameters[:4]):
-        if i != 1 or parallel.is_main():
-            p.grad = torch.full_like(p, (i + 1) * (1 + parallel.rank()))
-    parallel._BUCKET = 8
-    parallel.sum_gradients(parameters)
+        if i != 1 or processes.is_main():
+            p.grad = torch.full_like(p, (i + 1) * (1 + processes.rank()))
+    processes._BUCKET = 8
+    processes.sum_gradients(parameters)
     return {"gradients": [None if p.grad is None else p.grad.float().tolist() for p in parameters]}
 
 
@@ -76,7 +76,7 @@ def sends_tensors() -> bool:
         "long": torch.tensor([[2**40]]),
         "transposed": torch.arange(6.0).view(2, 3).t(),
     }
-    got = parallel.tensors_from_main(sent if parallel.is_main() else None)
+    got = processes.tensors_from_main(sent if processes.is_main() else None)
     same = [torch.equal(got[name], sent[name]) and got[name].dtype == sent[name].dtype for name in sorted(sent)]
     return all(same) and set(got) == set(sent)
 
@@ -84,10 +84,10 @@ def sends_tensors() -> bool:
 def draws() -> dict[str, Any]:
     torch.manual_seed(5)
     before = torch.rand(2).tolist()
-    with parallel.own_random_numbers("key"):
+    with processes.own_random_numbers("key"):
         inside = torch.rand(2).tolist()
     after = torch.rand(2).tolist()
-    with parallel.own_random_numbers("key"):
+    with processes.own_random_numbers("key"):
         again = torch.rand(2).tolist()
     torch.manual_seed(5)
     torch.rand(2)
@@ -95,10 +95,10 @@ def draws() -> dict[str, Any]:
 
 
 def fails() -> list[bool]:
-    together = parallel.failed_together(30.0)
-    alone = parallel.failed_together(0.5) if parallel.is_main() else None
-    parallel.gathered_from_all(None)
-    parallel._world.failures = 10
+    together = processes.failed_together(30.0)
+    alone = processes.failed_together(0.5) if processes.is_main() else None
+    processes.gathered_from_all(None)
+    processes._world.failures = 10
     return [together, alone]
 
 
@@ -133,7 +133,7 @@ def shards(tied: bool) -> dict[str, Any]:
     """Three clipped steps of AdamW on four rows, in one piece and split over the processes."""
     backbone = Backbone(tied)
     alone = copy.deepcopy(backbone.model)
-    parallel.shard(backbone)
+    processes.shard(backbone)
     split = backbone.model
     ids_BT = torch.randint(0, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(3))
     found: dict[str, Any] = {"norms": [], "loss_gaps": []}
@@ -143,34 +143,34 @@ def shards(tied: bool) -> dict[str, Any]:
             optimizer.zero_grad()
         whole_loss = loss_of(alone, ids_BT)
         whole_loss.backward()
-        own_loss = loss_of(split, ids_BT[parallel.own_rows(4)])
+        own_loss = loss_of(split, ids_BT[processes.own_rows(4)])
         own_loss.backward()
-        parallel.reshard(split)
-        parallel.sum_gradients(list(split.parameters()))
+        processes.reshard(split)
+        processes.sum_gradients(list(split.parameters()))
         norms = [
             float(nn.utils.clip_grad_norm_(alone.parameters(), 0.5)),
-            float(parallel.clip_gradients([*split.parameters()], 0.5)),
+            float(processes.clip_gradients([*split.parameters()], 0.5)),
         ]
         found["norms"].append(norms)
-        found["loss_gaps"].append(abs(float(whole_loss.detach() - parallel.sum_over_all(own_loss))))
+        found["loss_gaps"].append(abs(float(whole_loss.detach() - processes.sum_over_all(own_loss))))
         for optimizer in optimizers:
             optimizer.step()
     named = dict(split.named_parameters())
-    gaps = [float((parallel.whole(named[n].detach()) - p).abs().max()) for n, p in alone.named_parameters()]
+    gaps = [float((processes.whole(named[n].detach()) - p).abs().max()) for n, p in alone.named_parameters()]
     found["weight_gap"] = max(gaps)
-    found["sharded"] = sorted(n for n, p in named.items() if parallel.is_sharded(p))
-    found["whole"] = sorted(n for n, p in named.items() if not parallel.is_sharded(p))
-    found["own_numbers"] = sum(parallel.local_copy(p).numel() for p in named.values())
+    found["sharded"] = sorted(n for n, p in named.items() if processes.is_sharded(p))
+    found["whole"] = sorted(n for n, p in named.items() if not processes.is_sharded(p))
+    found["own_numbers"] = sum(processes.local_copy(p).numel() for p in named.values())
     found["all_numbers"] = sum(p.numel() for p in alone.parameters())
-    with torch.no_grad(), parallel.gathered(split):
-        rows = [ids_BT[:1]] * (1 + 2 * parallel.rank())  # each as often as it likes
+    with torch.no_grad(), processes.gathered(split):
+        rows = [ids_BT[:1]] * (1 + 2 * processes.rank())  # each as often as it likes
         found["gathered_gap"] = max(float((loss_of(split, r) - loss_of(alone, r)).abs()) for r in rows)
     state = optimizers[1].state[named["model.layers.0.mlp.up_proj.weight"]]["exp_avg"]
-    kept = parallel.kept_by_main(state)
+    kept = processes.kept_by_main(state)
     reference = optimizers[0].state[alone.model.layers[0].mlp.up_proj.weight]["exp_avg"]
-    found["kept"] = float((kept - reference).abs().max()) if parallel.is_main() else kept.numel()
-    parallel.put(named["model.norm.weight"], torch.arange(16.0))
-    found["put"] = parallel.whole(named["model.norm.weight"].detach()).tolist() == list(range(16))
+    found["kept"] = float((kept - reference).abs().max()) if processes.is_main() else kept.numel()
+    processes.put(named["model.norm.weight"], torch.arange(16.0))
+    found["put"] = processes.whole(named["model.norm.weight"].detach()).tolist() == list(range(16))
     return found
 
 
@@ -189,11 +189,11 @@ CHECKS = {
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    assert parallel.launched()
+    assert processes.launched()
     found: dict[str, Any] = {}
-    with parallel.started():
-        found["size"] = parallel.size()
-        rank = parallel.rank()
+    with processes.started():
+        found["size"] = processes.size()
+        rank = processes.rank()
         for name, check in CHECKS.items():
             try:
                 found[name] = check()

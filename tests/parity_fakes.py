@@ -14,15 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cl_softcot._torchvision import ensure_torchvision
+from cl_softcot.machine.torchvision import ensure_torchvision
+from cl_softcot.models import running
 
 ensure_torchvision()
 
 from cl_softcot.models import assistant as assistant_module  # noqa: E402
-from cl_softcot.models import decoding  # noqa: E402
+from cl_softcot.models import writing  # noqa: E402
+from cl_softcot.models.batch import Encoded  # noqa: E402
 from cl_softcot.reasoning import base as base_module  # noqa: E402
 from cl_softcot.reasoning import coconut as coconut_module  # noqa: E402
-from cl_softcot.reasoning.base import Encoded  # noqa: E402
 from cl_softcot.tasks.base import Example  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "parity"
@@ -113,7 +114,7 @@ def losses_of_four_steps(optimizer: torch.optim.Optimizer, loss: Callable[[], to
 @contextlib.contextmanager
 def watching(backbone, monkeypatch) -> Iterator[Seen]:
     """Records what is appended to the backbone's states, in order, wherever the code calls ``forward``."""
-    seen, real = Seen(), decoding.forward
+    seen, real = Seen(), running.forward
 
     def forward(model, state, embeddings_BTD, mask_BT=None):
         hidden_BTD = real(model, state, embeddings_BTD, mask_BT)
@@ -122,7 +123,7 @@ def watching(backbone, monkeypatch) -> Iterator[Seen]:
         return hidden_BTD
 
     with monkeypatch.context() as patch:
-        for module in (decoding, base_module, coconut_module, assistant_module):
+        for module in (writing, base_module, coconut_module, assistant_module):
             patch.setattr(module, "forward", forward)
         patch.setattr(base_module, "can_keep", lambda _: False)  # what is kept from earlier would not come by
         yield seen

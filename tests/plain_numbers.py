@@ -1,12 +1,14 @@
 """Every number of a report once more, by plain code that shares nothing with the package: loops and NumPy.
 
-``again`` takes an entry of ``report.json`` and the studies' folders. What it computes from answers it reads from the predictions
-(or from the outcomes that are kept of them) where they are there, not from the result that the report was made from.
+``again`` takes an entry of ``report.json`` and the studies' folders, which hold run folders or one packed file of them. What it
+computes from answers it reads from the predictions (or from the outcomes that are kept of them) where they are there, not from
+the result that the report was made from.
 """
 
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import math
 from collections import defaultdict
@@ -30,13 +32,22 @@ def read_report(folder: Path) -> dict[str, Any]:
 class Plain:
     def __init__(self, studies: dict[str, Path]):
         self.studies = studies
-        for name in ("result", "answers", "matrix", "kept", "questions", "outcomes"):  # each file is read once
+        for name in ("result", "answers", "matrix", "kept", "questions", "outcomes", "packed"):  # each file is read once
             setattr(self, name, functools.cache(getattr(self, name)))
 
     # ---------------------------------------------------------------------------------------------------- one run
 
     def result(self, run: str) -> dict[str, Any]:
-        return json.loads((self.folder(run) / "result.json").read_text())
+        path = self.folder(run) / "result.json"
+        return json.loads(path.read_text()) if path.exists() else self.packed(run.split("/")[0])[path.parent.name]["result"]
+
+    def packed(self, study: str) -> dict[str, Any]:
+        """Each line of the packed file by its run's name, the first one, of the whole study, by an empty name."""
+        with gzip.open(self.studies[study] / "runs.jsonl.gz", "rt") as file:
+            return {line.get("run", ""): line for line in map(json.loads, file)}
+
+    def is_packed(self, study: str) -> bool:
+        return (self.studies[study] / "runs.jsonl.gz").exists()
 
     def folder(self, run: str) -> Path:
         study, inside = run.split("/", 1)
@@ -65,11 +76,14 @@ class Plain:
         return found
 
     def outcomes(self, run: str) -> list[dict[str, dict[str, str]]] | None:
-        path = self.folder(run) / "outcomes.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        path, study = self.folder(run) / "outcomes.json", run.split("/")[0]
+        if path.exists():
+            return json.loads(path.read_text())
+        return self.packed(study)[path.parent.name]["outcomes"] if self.is_packed(study) else None
 
     def questions(self, study: str) -> dict[str, dict[str, list[list[Any]]]]:
-        return json.loads((self.studies[study] / "questions.json").read_text())
+        path = self.studies[study] / "questions.json"
+        return json.loads(path.read_text()) if path.exists() else self.packed(study)[""]["questions"]
 
     def matrix(self, run: str) -> list[list[float]]:
         result, rows = self.result(run), []

@@ -1,7 +1,7 @@
 """A written report against the run folders that it was made from: every table of its CSV, LaTeX, Markdown and HTML files.
 
 Values come from ``plain_numbers`` (loops and NumPy over the results and the kept outcomes), intervals from
-``cl_softcot.statistics`` with the report's own number of resamples; nothing of ``cl_softcot.reports`` is called. ``problems``
+``cl_softcot.statistics`` with the report's own number of resamples; nothing of ``cl_softcot.report`` is called. ``problems``
 returns a line for everything that is not as it should be.
 """
 
@@ -20,9 +20,11 @@ from typing import Any
 
 from plain_numbers import Plain, read_report
 
-from cl_softcot.laws.fit import fit_law
-from cl_softcot.laws.points import Point
-from cl_softcot.statistics import Unit, aggregate, compare, performance_profile
+from cl_softcot.law.fit import fit_law
+from cl_softcot.law.points import Point
+from cl_softcot.statistics.aggregate import aggregate, performance_profile
+from cl_softcot.statistics.many import compare
+from cl_softcot.statistics.paired import Unit
 
 SMALLEST = "smallest difference that would have been shown"
 # What a column of these tables must be made of, whatever report.json says of it.
@@ -50,8 +52,13 @@ class Found:
 
 
 def problems(report: Path) -> list[str]:
-    """Everything in a report's folder that does not follow from the run folders beside it."""
+    """Everything in a report's folder that does not follow from the runs that it was made from."""
     return list(_Check(report).all())
+
+
+def wrong_numbers(report: Path) -> list[str]:
+    """The same of ``report.json`` alone, where nothing else was kept of a report."""
+    return list(_Check(report).data())
 
 
 class _Check:
@@ -69,10 +76,13 @@ class _Check:
             self.by_table[entry["table"]].append(entry)
         self.fitted = functools.cache(self.fitted)  # type: ignore[method-assign]
 
-    def all(self) -> Iterator[str]:
+    def data(self) -> Iterator[str]:
         self.expected = {id(entry): self.again(entry) for entry in self.entries}
         for entry in self.entries:
             yield from self.entry(entry)
+
+    def all(self) -> Iterator[str]:
+        yield from self.data()
         tables: dict[str, list[list[str]]] = {}
         self.cells: dict[str, list[dict[str, str]]] = {}
         for path in sorted((self.report / "tables").glob("*.csv")):

@@ -269,9 +269,10 @@ class _InThisProcess:
     """Stands for the pool of worker processes."""
 
     def __init__(self, jobs: int, context: Any, initializer: Any, initargs: tuple[Any, ...]):
-        from cl_softcot import orchestration
 
-        orchestration._messages = initargs[0]
+        from cl_softcot.run import workers
+
+        workers._messages = initargs[0]
 
     def submit(self, function: Any, *args: Any) -> Future:
         future: Future = Future()
@@ -289,16 +290,18 @@ def _serve() -> None:
     import queue
     from types import SimpleNamespace
 
-    from cl_softcot import orchestration, registry, run
-    from cl_softcot.trackers import figures, predictions  # noqa: F401
+    from cl_softcot import registry
+    from cl_softcot.run import __main__ as run
+    from cl_softcot.run import experiment
+    from cl_softcot.track import figures, predictions  # noqa: F401
 
     for kind in registry.KINDS:
         for name in registry.known(kind):
             registry.find(kind, name)
-    orchestration.ProcessPoolExecutor = _InThisProcess
+    experiment.ProcessPoolExecutor = _InThisProcess
     queue.Queue.cancel_join_thread = lambda self: None
-    orchestration.mp = SimpleNamespace(get_context=lambda _: SimpleNamespace(Queue=queue.Queue))
-    orchestration.revision = lambda: None
+    experiment.mp = SimpleNamespace(get_context=lambda _: SimpleNamespace(Queue=queue.Queue))
+    experiment.revision = lambda: None
     for line in sys.stdin:
         job = json.loads(line)
         with tempfile.TemporaryDirectory() as scratch:

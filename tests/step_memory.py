@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cl_softcot.config import load_experiment
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.models.language_model import load_language_model
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.tasks.base import Example

@@ -72,10 +72,9 @@ def spawn(*args: Any, cwd: Path, log: str = "spawned.log", **env: str) -> subpro
 
 def searches(folder: Path) -> list[Any]:
     """The searches of a sweep's folder, as a worker would open them."""
-    from cl_softcot.sweep import _existing
-    from cl_softcot.sweeps.study import find
+    from cl_softcot.sweep.folder import existing, find
 
-    return find(_existing(str(folder)))
+    return find(existing(str(folder)))
 
 
 def states(folder: Path) -> dict[int, str]:
@@ -128,7 +127,7 @@ def trial_results(folder: Path) -> dict[int, list[dict[str, Any]]]:
 
 def assert_sound(folder: Path, complete: int) -> None:
     """So many complete trials, each once, each with its result on the disk, and the values that follow from that."""
-    from cl_softcot.sweeps.worker import judge
+    from cl_softcot.sweep.worker import judge
 
     results = trial_results(folder)
     for search in searches(folder):

@@ -39,7 +39,7 @@ def tables() -> dict[str, str]:
     """Name of a block -> its text."""
     found = {}
     for folder in sorted(RESULTS.glob("*/")):
-        if (folder / "runs").is_dir():
+        if (folder / "runs.jsonl.gz").exists():
             found[folder.name] = experiment_table(folder)
     found["readme"] = readme_table(RESULTS / README_EXPERIMENT)
     scores = ROOT / "cl_softcot" / "tiny" / "scores.json"
@@ -49,8 +49,8 @@ def tables() -> dict[str, str]:
 
 
 def experiment_table(folder: Path) -> str:
-    from cl_softcot.trackers.console import table_markdown
-    from cl_softcot.trackers.results import load_results, order_like
+    from cl_softcot.results.reading import load_results, order_like
+    from cl_softcot.track.console import table_markdown
 
     methods = re.findall(r"^- name: (\S+)$", (folder / "config.yaml").read_text().partition("\nmethods:")[2], re.M)
     return table_markdown(order_like(load_results(folder), methods))
@@ -58,7 +58,8 @@ def experiment_table(folder: Path) -> str:
 
 def readme_table(folder: Path) -> str:
     """Six methods, five columns: mean ± standard deviation over runs."""
-    from cl_softcot.trackers.results import by_method, load_results, spread
+    from cl_softcot.results.headline import spread
+    from cl_softcot.results.reading import by_method, load_results
 
     runs = by_method(load_results(folder))
     rows = []
@@ -167,7 +168,7 @@ PLUGINS = {
 
 
 def settings_page() -> str:
-    from cl_softcot.config import json_schema
+    from cl_softcot.config.schema import json_schema
 
     schema = json_schema()
     definitions = schema["$defs"]
@@ -308,6 +309,7 @@ COMMANDS: Mapping[str, Sequence[Sequence[str]]] = {
     "cl_softcot.report": ((),),
     "cl_softcot.law": ((),),
     "cl_softcot.track": ((),),
+    "cl_softcot.results": ((),),
     "cl_softcot.cache": ((),),
     "cl_softcot.models.scratch": ((),),
     "cl_softcot.tiny.pretrain": ((),),

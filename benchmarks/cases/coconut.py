@@ -11,8 +11,9 @@ from benchmarks.flops import Call, Shape, Work, answering_work, operations, padd
 from benchmarks.measure import OURS, Case, Variant
 from benchmarks.models import ModelSize, plain, random_examples, random_model
 from benchmarks.references import coconut as reference
-from cl_softcot.models.decoding import generate
-from cl_softcot.reasoning.base import Batch, Encoded, Parts, Phase
+from cl_softcot.models.batch import Batch, Encoded
+from cl_softcot.models.writing import generate
+from cl_softcot.reasoning.base import Parts, Phase
 from cl_softcot.reasoning.coconut import Coconut
 from strategies.full_finetune import FullFinetune
 

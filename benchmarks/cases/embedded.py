@@ -20,11 +20,12 @@ from benchmarks.models import plain
 from benchmarks.references import coconut as coconut_reference
 from benchmarks.references import softcot as softcot_reference
 from cl_softcot import cache
-from cl_softcot.config import load_experiment
+from cl_softcot.answering.build import load_models, make_tasks
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.models.assistant import AssistantStates
-from cl_softcot.models.decoding import generate
-from cl_softcot.one_run import load_models, make_tasks
-from cl_softcot.reasoning.base import Encoded, Parts, Phase, Reasoning
+from cl_softcot.models.batch import Encoded
+from cl_softcot.models.writing import generate
+from cl_softcot.reasoning.base import Parts, Phase, Reasoning
 from cl_softcot.reasoning.coconut import Coconut
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.softcot import Softcot

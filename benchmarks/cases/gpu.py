@@ -16,8 +16,8 @@ from benchmarks.flops import answering_work, padded_answering_work, shape_of
 from benchmarks.measure import FLOOR, OURS, Case, Variant
 from benchmarks.models import ModelSize, plain, random_examples, random_model
 from benchmarks.references.coconut import cached_answers
-from cl_softcot.models.decoding import generate
 from cl_softcot.models.scratch import SHAPES
+from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import Parts, Phase
 from cl_softcot.reasoning.cot import Cot
 

@@ -17,8 +17,9 @@ from benchmarks.models import ModelSize, plain, random_examples, random_model
 from benchmarks.references import softcot as reference
 from cl_softcot.models import frozen_prefix
 from cl_softcot.models.assistant import AssistantStates
-from cl_softcot.models.decoding import generate
-from cl_softcot.reasoning.base import Batch, Encoded, Parts, Phase
+from cl_softcot.models.batch import Batch, Encoded
+from cl_softcot.models.writing import generate
+from cl_softcot.reasoning.base import Parts, Phase
 from cl_softcot.reasoning.softcot import Softcot
 from strategies.frozen_backbone import FrozenBackbone
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_softcot.config import TrainConfig
-from cl_softcot.learning import make_adamw, mean_over_tokens
-from cl_softcot.reasoning.base import Batch, Parts
+from cl_softcot.config.settings import TrainConfig
+from cl_softcot.learning.loss import mean_over_tokens
+from cl_softcot.learning.optimiser import make_adamw
+from cl_softcot.models.batch import Batch
+from cl_softcot.reasoning.base import Parts
 
 
 class OwnSteps:

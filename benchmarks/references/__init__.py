@@ -2,5 +2,5 @@
 
 Each file has two kinds. ``published_...`` is built as the papers' official code is (its structure; nothing is copied);
 ``cached_...`` is the textbook algorithm with a cache and batches, but without any of the product's savings.
-``tests/test_speed_references.py`` holds both to the product's losses, gradients and tokens.
+``tests/house/test_speed_references.py`` holds both to the product's losses, gradients and tokens.
 """

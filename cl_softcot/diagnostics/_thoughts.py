@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cl_softcot.reasoning.base import Encoded, Parts, Place
+from cl_softcot.models.batch import Encoded, Place
+from cl_softcot.reasoning.base import Parts
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
-    from cl_softcot.evaluate import Probe
     from cl_softcot.models.language_model import LanguageModel
 
 _ROWS = 256  # rows of logits that are made at a time

@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from cl_softcot import parallel
+from cl_softcot.answering.policy import MethodPolicy, tensors_sha256
 from cl_softcot.files import read_jsonl
-from cl_softcot.models.decoding import Generation, generate
-from cl_softcot.policy import MethodPolicy, tensors_sha256
-from cl_softcot.reasoning.base import Edit, Encoded, Parts, Phase, Reasoning
+from cl_softcot.machine import processes
+from cl_softcot.models.batch import Edit, Encoded
+from cl_softcot.models.writing import Generation, generate
+from cl_softcot.reasoning.base import Parts, Phase, Reasoning
 
 if TYPE_CHECKING:
-    from cl_softcot.config import EvaluateConfig, MethodConfig, TrainConfig
-    from cl_softcot.evaluate import Probe
-    from cl_softcot.per_task import PerTaskPolicy, Router, TaskBank
-    from cl_softcot.policy import BasePolicy
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.answering.per_task import PerTaskPolicy, Router, TaskBank
+    from cl_softcot.answering.policy import BasePolicy
+    from cl_softcot.config.settings import EvaluateConfig, MethodConfig, TrainConfig
     from cl_softcot.tasks.base import Example
 
 
@@ -107,7 +108,7 @@ class Subject:
 
     def policy(self) -> MethodPolicy | PerTaskPolicy:
         """The method as used."""
-        from cl_softcot.per_task import PerTaskPolicy
+        from cl_softcot.answering.per_task import PerTaskPolicy
 
         size = self.evaluate.batch_size
         if self.bank:
@@ -182,8 +183,8 @@ class Subject:
         Yields:
             the losses of the training (nats per token, a value every ten steps).
         """
-        from cl_softcot.learning import Learner
-        from cl_softcot.stream import make_stream
+        from cl_softcot.learning.learner import Learner
+        from cl_softcot.learning.stream import make_stream
 
         train = self.train.model_copy(update={"steps": steps, "checkpoint_every_steps": 0})
         with self.changed(self.initial if fresh else None), self._phases(last_stage):
@@ -207,7 +208,7 @@ class Subject:
         """The trained tensors may change inside, and begin with the values ``to`` (such as ``initial``); afterwards they are as
         they were.
         """
-        from cl_softcot.learning import load_weights
+        from cl_softcot.learning.snapshot import load_weights
 
         trained = self.strategy.tensors(self.parts)
         before = {n: t.detach().clone() for n, t in trained.items()}
@@ -221,7 +222,7 @@ class Subject:
     def outcomes(self, row: int, name: str) -> list[bool]:
         """Which examples of a probe were answered right, as used, when that row was measured."""
         kind = next(p.kind for p in (*self.tasks, *self.families) if p.name == name)
-        lines = parallel.from_main(lambda: read_jsonl(self.folder / "predictions" / f"row_{row}.jsonl"))
+        lines = processes.from_main(lambda: read_jsonl(self.folder / "predictions" / f"row_{row}.jsonl"))
         return [line["outcome"] == "right" for line in lines if (line["set"], line["task"]) == (kind, name)]
 
     @property

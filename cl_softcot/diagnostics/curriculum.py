@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from cl_softcot.answering.evaluate import Probe
 from cl_softcot.diagnostics._changes import accuracy, change
 from cl_softcot.diagnostics.base import NO_SEQUENCE, Diagnostic, DiagnosticSettings, Subject
-from cl_softcot.evaluate import Probe
 from cl_softcot.reasoning.base import Phase, Reasoning
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
 
 _ANY = 1000  # steps, where only the order of the stages matters
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
+from cl_softcot.answering.evaluate import Probe
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings, Subject
-from cl_softcot.evaluate import Probe
 from cl_softcot.reasoning.base import Reasoning
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
 
 Curve = list[tuple[int, float]]  # (optimiser steps since the start of the stream, accuracy)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cl_softcot.answering.evaluate import Probe
 from cl_softcot.diagnostics.base import NO_SEQUENCE, Diagnostic, Subject
-from cl_softcot.evaluate import Probe
 from cl_softcot.metrics.intervals import stratified_difference
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
 
 
 class FactsAndSkills(Diagnostic):

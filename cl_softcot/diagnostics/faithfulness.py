@@ -21,12 +21,12 @@ from cl_softcot.errors import UserError
 from cl_softcot.tasks.base import Example
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
-    from cl_softcot.evaluate import Probe
-    from cl_softcot.models.decoding import Generation
+    from cl_softcot.models.batch import Encoded
     from cl_softcot.models.text import TextFormat
-    from cl_softcot.reasoning.base import Encoded
+    from cl_softcot.models.writing import Generation
 
 OWN = "own"
 _MORE = 8  # tokens that a forced answer may be longer than the longest gold one

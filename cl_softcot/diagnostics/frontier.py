@@ -29,10 +29,10 @@ from cl_softcot.reasoning.base import Phase
 from cl_softcot.tasks.base import Example
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
-    from cl_softcot.evaluate import Probe
-    from cl_softcot.reasoning.base import Encoded
+    from cl_softcot.models.batch import Encoded
     from cl_softcot.tasks.base import SearchGraph
 
 _MASSES = ("at_depth", "other_depth", "unreachable", "gold")

@@ -19,9 +19,9 @@ from cl_softcot.diagnostics._thoughts import Answered, Recorder, answered_many, 
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
-    from cl_softcot.evaluate import Probe
 
 Kind = Literal["truncate", "zero", "noise", "swap", "filler", "shuffle"]
 OWN = "own"  # the thoughts are put back as they were

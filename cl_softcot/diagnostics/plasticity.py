@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from cl_softcot.config import TaskConfig
+from cl_softcot.answering.evaluate import DATA_SEED, Probe
+from cl_softcot.config.plugins import TaskConfig
 from cl_softcot.diagnostics._changes import accuracy, change, ratio
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings, Subject
-from cl_softcot.evaluate import DATA_SEED, Probe
 from cl_softcot.tasks.base import Example, Split, SyntheticTask, Task
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
 
 
 class Settings(DiagnosticSettings):

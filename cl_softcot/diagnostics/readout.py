@@ -23,15 +23,16 @@ from cl_softcot.diagnostics._thoughts import log_probabilities, no_thoughts, rec
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings
 from cl_softcot.diagnostics.interventions import donors_of
 from cl_softcot.metrics.intervals import stratified_mean
-from cl_softcot.models.decoding import forward
+from cl_softcot.models.running import forward
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
-    from cl_softcot.evaluate import Probe
+    from cl_softcot.models.batch import Encoded
     from cl_softcot.models.language_model import LanguageModel
     from cl_softcot.models.text import TextFormat
-    from cl_softcot.reasoning.base import Encoded, Reasoning
+    from cl_softcot.reasoning.base import Reasoning
 
 _ROWS = 256  # states whose logits are made at a time
 _TOKENS = 8192  # embeddings that are compared at a time

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from cl_softcot.answering.evaluate import Probe
 from cl_softcot.diagnostics._changes import accuracy, change, ratio
 from cl_softcot.diagnostics.base import NO_SEQUENCE, Diagnostic, DiagnosticSettings, Subject
-from cl_softcot.evaluate import Probe
 from cl_softcot.tasks.base import Example
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
 
 _CONTROL = "relearning"
 

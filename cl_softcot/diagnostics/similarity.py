@@ -26,13 +26,14 @@ from torch import Tensor
 
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings, Subject
 from cl_softcot.metrics.drift import written_ids
-from cl_softcot.reasoning.base import Encoded, Parts
+from cl_softcot.models.batch import Encoded
+from cl_softcot.reasoning.base import Parts
 from cl_softcot.reasoning.cot import Cot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.models.language_model import LanguageModel
     from cl_softcot.tasks.base import Example
 

@@ -21,9 +21,9 @@ from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings
 from cl_softcot.diagnostics.interventions import donors_of
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.answering.evaluate import Probe
+    from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
-    from cl_softcot.evaluate import Probe
 
 _RESAMPLES = 200  # of questions, behind the intervals of the variance shares
 

@@ -16,14 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_softcot import parallel
 from cl_softcot.diagnostics._numbers import rank_of
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings, Subject
 from cl_softcot.files import atomic_write
+from cl_softcot.machine import processes
 from cl_softcot.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from cl_softcot.config import MethodConfig
+    from cl_softcot.config.settings import MethodConfig
 
 Change = tuple[str, Tensor, Tensor]  # name of a weight, what was added to it, and the base's own
 
@@ -176,7 +176,7 @@ def _file(subject: Subject, row: int) -> Path:
 
 def _keep(subject: Subject) -> None:
     """The trained tensors of this row, for the next one; those of the row before the last are not needed any more."""
-    tensors = {name: parallel.kept_by_main(t.detach()) for name, t in subject.strategy.tensors(subject.parts).items()}
+    tensors = {name: processes.kept_by_main(t.detach()) for name, t in subject.strategy.tensors(subject.parts).items()}
 
     def write() -> None:
         path = _file(subject, subject.row)
@@ -184,11 +184,11 @@ def _keep(subject: Subject) -> None:
         atomic_write(path, lambda beside: safetensors.torch.save_file({n: t.cpu().clone() for n, t in tensors.items()}, beside))
         _file(subject, subject.row - 2).unlink(missing_ok=True)
 
-    parallel.from_main(write)
+    processes.from_main(write)
 
 
 def _kept(subject: Subject, row: int) -> Mapping[str, Tensor] | None:
     path = _file(subject, row)
-    if not parallel.from_main(path.exists):
+    if not processes.from_main(path.exists):
         return None
-    return parallel.tensors_from_main(safetensors.torch.load_file(path) if parallel.is_main() else None)
+    return processes.tensors_from_main(safetensors.torch.load_file(path) if processes.is_main() else None)

@@ -19,11 +19,11 @@ and appears in :func:`cl_softcot.metrics.matrix.summary` by itself.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from cl_softcot.registry import modules_of
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Meaning:
 def catalogue() -> dict[str, Meaning]:
     """Every named number of every file in this folder: name -> meaning."""
     meanings: dict[str, Meaning] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
-        offered = getattr(importlib.import_module(f"{__name__}.{module}"), "CATALOGUE", {})
+    for name, module in modules_of(__name__).items():
+        offered: Mapping[str, Meaning] = getattr(module, "CATALOGUE", {})
         twice = sorted(set(meanings) & set(offered))
         if twice:
-            raise ValueError(f"metrics/{module}.py defines {twice[0]!r}, which already has a meaning")
+            raise ValueError(f"metrics/{name}.py defines {twice[0]!r}, which already has a meaning")
         meanings.update(offered)
     return meanings
 

@@ -16,9 +16,9 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cl_softcot.models.decoding import forward, new_state
-from cl_softcot.models.frozen_cache import AssistantCache, tally
+from cl_softcot.models.frozen_states import AssistantCache, tally
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.running import forward, new_state
 
 _BLOCK = 64
 _SLOTS_AT_ONCE = 4  # with another number rounding, and so every result with soft thoughts, is another

@@ -10,7 +10,7 @@ changes, nothing that was computed with it is used again.
 The store is bounded (``CL_SOFTCOT_PREFIX_MEMORY``), and what it holds never changes a number: a prefix has the same bits,
 whether it was kept or is computed anew, whatever ran before. Rounding depends on the shape of a call, so each prefix is computed
 in a call whose shape follows from its own length alone (``_shape``), padded on the right. Who stands in the other rows makes no
-difference then; ``tests/test_frozen_prefix.py`` checks that to the bit.
+difference then; ``tests/models/test_frozen_prefix.py`` checks that to the bit.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from cl_softcot.cache import parse_size
-from cl_softcot.models.decoding import State, forward, new_state
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.running import State, forward, new_state
 
 MEMORY = "CL_SOFTCOT_PREFIX_MEMORY"
 _ON_CPU = 512 * 10**6

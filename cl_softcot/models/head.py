@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from cl_softcot import parallel
+from cl_softcot.machine import processes
 
 if TYPE_CHECKING:
     from cl_softcot.models.language_model import LanguageModel
@@ -38,7 +38,7 @@ def plain_weight(backbone: LanguageModel) -> Tensor | None:
     weight = head.weight
     changed = any(getattr(backbone.config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"))
     # Sharding makes another class of it too: what is gathered comes and goes without a count of writes.
-    if type(head) is not nn.Linear or head.bias is not None or changed or parallel.is_sharded(weight):
+    if type(head) is not nn.Linear or head.bias is not None or changed or processes.is_sharded(weight):
         return None
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
         return None
@@ -90,7 +90,7 @@ def token_losses(backbone: LanguageModel, hidden_ND: Tensor, labels_N: Tensor) -
     small = frozen and hidden_ND.device.type == "cpu"
     some = max(1, (LOGITS_AT_ONCE // 8 if small else LOGITS_AT_ONCE) // backbone.vocab_size)
     # Processes that share a head gather it in step, and have different numbers of places.
-    if len(labels_N) <= some or any(parallel.is_sharded(p) for p in head):
+    if len(labels_N) <= some or any(processes.is_sharded(p) for p in head):
         return losses(hidden_ND, labels_N)
     if frozen and torch.is_grad_enabled():
         weight_VD = plain_weight(backbone)

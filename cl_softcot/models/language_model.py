@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_softcot import parallel
 from cl_softcot.errors import UserError
+from cl_softcot.machine import processes
 from cl_softcot.models.head import packed_logits
 from cl_softcot.models.lean import make_lean
 from cl_softcot.models.loading import DTYPES, check_choices, device_of, read_model, read_tokenizer, resolve
@@ -181,7 +181,7 @@ class LanguageModel:
         digest = hashlib.sha256()
         for name, weight in sorted(_bare_weights(self.model), key=lambda item: item[0]):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(parallel.whole(weight.detach()).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            digest.update(processes.whole(weight.detach()).contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def copy(self, *, share_weights: bool = False) -> LanguageModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import os
 import re
@@ -17,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.models import builtin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
@@ -26,7 +26,7 @@ _HUB_FIX = "check the id on the hub, the network, and `hf auth login`; or give b
 def resolve(spec: str) -> Path | None:
     """The local folder of a specification, or None for a hub id."""
     if spec.startswith("builtin:"):
-        return Path(importlib.import_module("cl_softcot.tiny").resolve(spec.removeprefix("builtin:")))
+        return builtin.resolve(spec.removeprefix("builtin:"))
     path = Path(spec).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -9,7 +9,6 @@ The folder holds a config, a byte-level BPE tokenizer that was trained on the te
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -337,8 +336,9 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 def experiment_texts(path: str | Path) -> list[str]:
     """Questions, steps and answers of the training examples of an experiment's tasks."""
-    # By name: models know nothing of experiments, only this command does.
-    config = importlib.import_module("cl_softcot.config").load_experiment(path).config
+    from cl_softcot.config.loading import load_experiment  # only this command knows of experiments
+
+    config = load_experiment(path).config
     return [
         "\n".join([example.question, *example.steps, f"### {example.answer}"])
         for task in config.tasks

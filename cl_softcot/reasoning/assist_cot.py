@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from cl_softcot.errors import UserError
+from cl_softcot.machine.lanes import undivided
 from cl_softcot.models.assistant import Companions
-from cl_softcot.models.decoding import Generation, generate
-from cl_softcot.models.frozen_cache import GreedyTexts, tally
+from cl_softcot.models.batch import Encoded
+from cl_softcot.models.frozen_states import GreedyTexts, tally
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.text import TextFormat
-from cl_softcot.reasoning.base import Encoded, Parts, Phase, Reasoning, ReasoningSettings
+from cl_softcot.models.writing import Generation, generate
+from cl_softcot.reasoning.base import Parts, Phase, Reasoning, ReasoningSettings
 from cl_softcot.reasoning.cot import Cot
-from cl_softcot.side_by_side import undivided
 from cl_softcot.tasks.base import Example
 
 _OPENING = "Notes of an assistant, possibly mistaken:"

@@ -10,7 +10,7 @@ At stage s the first s steps are dropped and k = c*s; the loss begins behind <eo
 by the number of steps of the gold chain, unless ``leak_gold_steps`` says so.
 
 What differs from the original on purpose, with the setting that brings the original back (checked against its numbers in
-tests/test_parity_coconut.py): the markers' embeddings are parameters of their own and cannot be written (``markers``), drawn
+tests/reasoning): the markers' embeddings are parameters of their own and cannot be written (``markers``), drawn
 stages do not depend on the example (``uniform_over``).
 """
 
@@ -24,10 +24,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cl_softcot._fingerprint import ADDED_LATER
-from cl_softcot.models.decoding import State, forward
+from cl_softcot.config.additions import ADDED_LATER
+from cl_softcot.models.batch import Batch, Edit, Place
 from cl_softcot.models.head import at_least_fp32
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Phase, Place, Reasoning, ReasoningSettings, first_column
+from cl_softcot.models.running import State, forward
+from cl_softcot.reasoning.base import Parts, Phase, Reasoning, ReasoningSettings, first_column
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cl_softcot.models.decoding import State
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings
+from cl_softcot.models.batch import Batch, Edit
+from cl_softcot.models.running import State
+from cl_softcot.reasoning.base import Parts, Reasoning, ReasoningSettings
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from cl_softcot.errors import UserError
 from cl_softcot.models.assistant import AssistantStates
-from cl_softcot.models.decoding import State
+from cl_softcot.models.batch import Batch, Edit
 from cl_softcot.models.projector import Projector
-from cl_softcot.reasoning.base import Batch, Edit, Parts, Reasoning, ReasoningSettings
+from cl_softcot.models.running import State
+from cl_softcot.reasoning.base import Parts, Reasoning, ReasoningSettings
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         mp.spawn(_worker, (recipe, args.model, out, mean), nprocs=recipe["workers"])
     if out == HERE:
-        from cl_softcot.tiny import write_checksums
+        from cl_softcot.models.builtin import write_checksums
 
         write_checksums(out)
     return 0
@@ -176,7 +176,7 @@ class _SharedMean:
 
 
 def _worker(rank: int, recipe: dict, name: str, out: Path, mean: _SharedMean) -> None:
-    from cl_softcot._torchvision import ensure_torchvision
+    from cl_softcot.machine.torchvision import ensure_torchvision
 
     ensure_torchvision()
     import torch

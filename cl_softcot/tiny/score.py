@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.files import atomic_write_json, read_json
-from cl_softcot.tiny import HERE, MODELS
+from cl_softcot.models.builtin import HERE, MODELS
 from cl_softcot.tiny.corpus import FAMILIES
 
 # One notch beyond what pretraining has shown.
@@ -66,8 +66,8 @@ def score(model: Any, n: int = N) -> dict[str, dict[str, Any]]:
 
 
 def _score(model: Any, mode: str, family: str, settings: dict[str, Any], n: int) -> dict[str, Any]:
+    from cl_softcot.answering.policy import BasePolicy
     from cl_softcot.metrics.intervals import wilson_interval
-    from cl_softcot.policy import BasePolicy
     from cl_softcot.registry import find
 
     task = FAMILIES[family](FAMILIES[family].Settings(**settings), family)

@@ -1,0 +1,53 @@
+"""An experiment as plain data and as YAML, and the hashes of all that can change a number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from cl_softcot.config import yaml
+from cl_softcot.config.additions import identity_of
+from cl_softcot.config.experiment import Experiment
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def to_data(config: Experiment) -> dict[str, Any]:
+    """The resolved config as plain data; `Experiment.model_validate` takes it back."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: Experiment) -> str:
+    """The resolved config as YAML that `load_experiment` reads back as the same."""
+    return yaml.dump(to_data(config))
+
+
+def fingerprint(config: Experiment) -> str:
+    """SHA-256, in hex, of all that can change a number: everything but `output_dir` and `tracking`."""
+    return _hash({key: value for key, value in identity_of(config).items() if key not in ("output_dir", "tracking")})
+
+
+def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> str:
+    """SHA-256, in hex, of all that can change the numbers of one run.
+
+    Unlike `fingerprint` it stays the same when other methods, orders or seeds are added, so that their finished
+    runs need not be done again.
+    """
+    data = identity_of(config)
+    chosen = config.method(method)
+    return _hash(
+        {
+            **{key: data[key] for key in ("backbone", "assistant", "evaluate")},
+            "tasks": [identity_of(task) for task in config.tasks_in(order)],
+            "train": identity_of(config.train_for(chosen)),
+            "method": {k: v for k, v in identity_of(chosen).items() if k != "train"},
+            "seed": seed,
+            **({"diagnostics": [identity_of(d) for d in config.measured]} if config.measured else {}),
+        }
+    )
+
+
+def _hash(data: Any) -> str:
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()

@@ -1,0 +1,148 @@
+"""A model's numbers, and what of them a method trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from cl_softcot.models.shapes import Unloaded, architecture, without_memory
+from cl_softcot.reasoning.base import Parts
+
+GB = 1e9
+FP32 = 4
+# Bytes of a weight of the decoder layers' linear maps; nf4 has one fp32 scale in 64.
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + FP32 / 64}
+
+
+# ------------------------------------------------------------------------------------------------ what is counted
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers (not bytes) in a model.
+
+    Attributes:
+        total: all weights, tied ones once.
+        linear: those of the linear maps in decoder layers, which quantisation and adapters are about.
+        layers: those of the decoder layers.
+        largest_layer: those of one decoder layer.
+        head: of the output map [V, D] (also where it is tied to the embeddings).
+    """
+
+    total: int
+    linear: int
+    layers: int
+    largest_layer: int
+    head: int
+    depth: int
+    width: int
+    vocabulary: int
+    feed_forward: int
+    heads: int
+    kv_width: int  # numbers of keys and values a token and layer
+
+
+@cache
+def sizes_of(path: str, trust_remote_code: bool = False) -> Sizes:
+    """Sizes of a model by its path or hub id. UserError where its shape is not known."""
+    config = architecture(path, trust_remote_code=trust_remote_code)
+    with without_memory():
+        model = Unloaded(config, torch.bfloat16, None)
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in model.layers]
+        linear = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return Sizes(
+            total=sum(p.numel() for p in model.model.parameters()),
+            linear=linear,
+            layers=sum(layers),
+            largest_layer=max(layers),
+            head=model.vocab_size * model.width,
+            depth=len(layers),
+            width=model.width,
+            vocabulary=model.vocab_size,
+            feed_forward=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.width,
+            heads=heads,
+            kv_width=2 * (getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Numbers that a method trains: of the backbone itself, of adapters in it, and of what the reasoning owns."""
+
+    backbone: int
+    adapters: int
+    owned: int
+
+    @property
+    def total(self) -> int:
+        return self.backbone + self.adapters + self.owned
+
+
+def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple[Any, Unloaded]:
+    """The method's strategy, prepared on a backbone without numbers. Use inside of ``without_memory``."""
+    config = architecture(model_config.path, trust_remote_code=model_config.trust_remote_code)
+    attention = model_config.attention or ("eager" if model_config.path.startswith("builtin:") else None)
+    backbone = Unloaded(config, getattr(torch, model_config.dtype), attention, layers, model_config.path)
+    backbone.quantized = bool(model_config.quantization)
+    strategy = method.strategy.cls(method.strategy.settings)
+    strategy.prepare(Parts(backbone, None, method.reasoning.cls(method.reasoning.settings)), 0)
+    backbone.model.train(strategy.trains)
+    for module in backbone.model.modules():
+        if hasattr(module, "attn_dropout"):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
+            module.attn_dropout.p = 0.0
+    return strategy, backbone
+
+
+def trained_numbers(method: Any, model_config: Any, assistant_width: int | None) -> Trained:
+    """What a method trains, asked of its strategy and its reasoning."""
+    if not method.strategy.cls.trains:
+        return Trained(0, 0, 0)
+    width = sizes_of(model_config.path, model_config.trust_remote_code).width
+    owned = method.reasoning.cls.owned_numbers(method.reasoning.settings, width, assistant_width)
+    return Trained(*once(("trained", method.strategy, model_config.path), lambda: _in_the_model(method, model_config)), owned)
+
+
+def _in_the_model(method: Any, model_config: Any) -> tuple[int, int]:
+    with without_memory():
+        _, backbone = prepared(method, model_config)
+        counts = {True: 0, False: 0}
+        for name, parameter in backbone.model.named_parameters():
+            counts[".lora_" in name] += parameter.numel() * parameter.requires_grad
+    return counts[False], counts[True]
+
+
+_KNOWN: dict[str, Any] = {}
+
+
+def once(key: Any, compute: Callable[[], Any]) -> Any:
+    """What was counted before is not counted again: advice asks for the same model many times."""
+    key = repr(key)  # settings may hold lists
+    if key not in _KNOWN:
+        _KNOWN[key] = compute()
+    return _KNOWN[key]
+
+
+def assistant_of(config: Any, method: Any) -> Any | None:
+    """The assistant, where the method asks for one; `nearest` routing asks too."""
+    needs = method.reasoning.cls.needs_assistant(method.reasoning.settings)
+    routes = method.per_task is not None and method.per_task.routing == "nearest"
+    return config.assistant if config.assistant is not None and (needs or routes) else None
+
+
+def weight_bytes(sizes: Sizes, model: Any) -> float:
+    """Bytes of frozen weights, in their type or quantised."""
+    size = getattr(torch, model.dtype).itemsize
+    quantised = QUANTISED_BYTES.get(model.quantization or "")
+    return sizes.total * size if quantised is None else sizes.linear * quantised + (sizes.total - sizes.linear) * size
+
+
+def micro_batch(train: Any, processes: int = 1) -> int:
+    """Examples that one process computes at a time."""
+    return min(train.micro_batch_size or train.global_batch_size, math.ceil(train.global_batch_size / processes))

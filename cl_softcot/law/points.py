@@ -1,0 +1,112 @@
+"""What the law is about, as tidy points: how far a model had moved from its base, and what it had forgotten by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cl_softcot.results.reading import is_trained, load_results
+
+VIEWS = ("as_used", "weights_alone")
+INPUTS = ("new_task", "general")
+OUTCOMES = ("base_abilities", "earlier_tasks")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint of one run, seen in one way.
+
+    Attributes:
+        run: what was trained as one; its checkpoints are not independent of each other.
+        method, family: a row of the tables, and the kind of method that it belongs to.
+        experience, task: which turn, from 1, and what was learned in it.
+        checkpoint: where on the run's way, rising: optimiser steps, or the row of R.
+        view: ``as_used`` or ``weights_alone``: both sides of the law are measured in this view.
+        inputs: what the divergence was measured on: the ``new_task``, or ``general`` text.
+        outcome: what was forgotten: ``base_abilities`` (the base's mean accuracy on them minus today's), or ``earlier_tasks``
+            (mean over the tasks before this one of R[j,j] - R[i,j]).
+        forward_kl, reverse_kl: KL(base‖model) and KL(model‖base), nats per token; None: not measured.
+        forgetting: a difference of accuracies, above 0 is a loss.
+        accuracy: on the new task at this checkpoint; start_accuracy: before any training.
+    """
+
+    run: str
+    method: str
+    family: str
+    experience: int
+    task: str
+    checkpoint: int
+    view: str
+    inputs: str
+    outcome: str
+    forward_kl: float | None
+    reverse_kl: float | None
+    forgetting: float
+    accuracy: float | None
+    start_accuracy: float | None = None
+
+
+def points_from(folder: str | Path) -> list[Point]:
+    """Points of all finished runs of an experiment's folder (or one run's).
+
+    A run gives one point for each experience, view, prompt set and outcome that was measured. Methods that train nothing give
+    none: what they lose they lose by their way of answering, and not by learning.
+
+    Raises:
+        UserError: if there is no such folder, or a result cannot be read.
+    """
+    return [point for result in load_results(folder) for point in points_of(result)]
+
+
+def points_of(result: Mapping[str, Any]) -> list[Point]:
+    """The points of one run, from its ``result.json``; see ``points_from``."""
+    return list(_points(result)) if is_trained(result) else []
+
+
+def moved(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
+    """The points that are fitted, and the runs that did not move at all: no drift and no forgetting, exactly, anywhere."""
+    still = {p.run for p in points} - {p.run for p in points if p.forgetting or p.forward_kl or p.reverse_kl}
+    return [p for p in points if p.run not in still], sorted(still)
+
+
+def family_of(result: Mapping[str, Any]) -> str:
+    """The kind of method: what learns, and whether each task has its own copy (``lora``, ``frozen_backbone per task``)."""
+    strategy = result["strategy"]
+    name = strategy if isinstance(strategy, str) else strategy["name"]
+    return f"{name} per task" if result.get("per_task") else name
+
+
+def _points(result: Mapping[str, Any]) -> Iterator[Point]:
+    matrix = result["accuracy"]["matrix"]
+    run = ".".join(str(result.get(key)) for key in ("experiment", "method", "order", "seed"))
+    for i, task in enumerate(result["tasks"][: len(matrix) - 1], start=1):
+        for view in VIEWS:
+            for outcome, forgetting in _losses(result, view, i):
+                for inputs, name in zip(INPUTS, (task, "general"), strict=True):
+                    forward, reverse = (_drift(result, view, i, f"{kl}_kl/{name}") for kl in ("forward", "reverse"))
+                    if forgetting is None or (forward is None and reverse is None):
+                        continue
+                    yield Point(
+                        run=run, method=result["method"], family=family_of(result), experience=i, task=task, checkpoint=i,
+                        view=view, inputs=inputs, outcome=outcome, forward_kl=forward, reverse_kl=reverse, forgetting=forgetting,
+                        accuracy=matrix[i][i - 1], start_accuracy=matrix[0][i - 1],
+                    )  # fmt: skip
+
+
+def _losses(result: Mapping[str, Any], view: str, i: int) -> Iterator[tuple[str, float | None]]:
+    """What was forgotten by row i, in each way that was measured in this view."""
+    rows = (result.get("retention") or {}).get(view) or []
+    kept = [(row or {}).get("all") for row in rows]
+    known = i < len(kept) and kept[0] is not None and kept[i] is not None
+    yield "base_abilities", kept[0] - kept[i] if known else None
+    matrix = result["accuracy"]["matrix"]
+    if view == "as_used" and i > 1 and not result.get("reference"):  # R is as used; references do not go from task to task
+        yield "earlier_tasks", fmean(matrix[j][j - 1] - matrix[i][j - 1] for j in range(1, i))
+
+
+def _drift(result: Mapping[str, Any], view: str, i: int, key: str) -> float | None:
+    rows = (result.get("drift") or {}).get(view) or []
+    return (rows[i] or {}).get(key) if i < len(rows) else None

@@ -1,0 +1,1 @@
+"""What the process is: one of several, several runs in step, and how exactly it computes."""

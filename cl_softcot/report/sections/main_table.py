@@ -1,0 +1,123 @@
+"""The main table: what each method learned, forgot and kept, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cl_softcot.report.content import Block, Cell, Missing, Number, Section, Table, Text
+from cl_softcot.report.measures import (  # fmt: skip
+    ACC,
+    BWT,
+    COSTS,
+    FORGETTING,
+    LEARNED,
+    RETENTION,
+    RETENTION_ALONE,
+    drift,
+    interquartile,
+    mean,
+    mean_at,
+    note_on_intervals,
+)
+from cl_softcot.report.studies import Study
+
+
+def section(study: Study) -> Section:
+    conventions = _conventions(study)
+    return Section("What was learned, forgotten and kept", [_outcomes(study), *conventions, _kept(study)])
+
+
+def _colors(study: Study) -> list[str | None]:
+    return [study.colors.get(method) for method in study.methods]
+
+
+def _outcomes(study: Study) -> Table:
+    head, rows = _columns(study)
+    notes = [note_on_intervals(study), _LEGEND]
+    return Table(f"{study.name}-main", "Main table, as used", head, rows, notes=notes, colors=_colors(study))
+
+
+def side_by_side(studies: Sequence[Study]) -> Table:
+    """The main tables of several studies that were measured alike, in one."""
+    rows: list[list[Cell]] = []
+    for study in studies:
+        head, own = _columns(study)
+        rows += [[study.name, *row] for row in own]
+    notes = [*dict.fromkeys(f"{study.name}: {note_on_intervals(study)}" for study in studies), _LEGEND]
+    return Table("side-by-side", "All studies that were measured alike, as used", ["study", *head], rows, 2, notes)
+
+
+def _columns(study: Study) -> tuple[list[str], list[list[Cell]]]:
+    """Head and rows of the main table."""
+    columns = (ACC, LEARNED, BWT, FORGETTING, RETENTION, drift(study, "forward_kl"))
+    rows: list[list[Cell]] = []
+    for method, runs in study.by_method.items():
+        numbers: list[Cell] = [mean(study, runs, measure) for measure in columns]
+        rows.append([method, str(len(runs)), numbers[0], interquartile(study, runs), *numbers[1:]])
+    return ["method", "n", ACC.head, "IQM ↑", *(measure.head for measure in columns[1:])], rows
+
+
+_LEGEND = (
+    "ACC: mean accuracy on all tasks after the last (Lopez-Paz & Ranzato 2017); IQM: mean of the middle half of these over runs "
+    "and tasks (Agarwal et al. 2021); learning accuracy: each task right after its own turn; BWT: Lopez-Paz & Ranzato, below 0 "
+    "is forgetting; forgetting since learned: best accuracy from a task's own turn on minus the last; retention: accuracy on the "
+    "base's own abilities; as used: with everything that the method brings; KL in nats a token."
+)
+_CONVENTIONS = {
+    "forgetting/chaudhry_from_learned": "since learned ↓",
+    "forgetting/chaudhry": "Chaudhry et al. 2018 ↓",
+    "forgetting/avalanche": "Avalanche ↓",
+    "forgetting/mammoth": "mammoth ↓",
+    "bwt/gem": "BWT (GEM) ↑",
+    "bwt/trace": "BWT (TRACE) ↑",
+    "bwt/continuum": "BWT (Continuum) ↑",
+}
+_WHICH = (
+    "Which forgetting? The headline is the best accuracy since a task's own turn minus the last, and not Chaudhry et al.'s "
+    "original, whose best row may lie before the task's own turn. There a method of one copy a task answers as the base does: a "
+    "base that is better at a task than the copy it gets would count as forgotten, though a copy never changes once it is made; "
+    "and of any method it would count what was never learned. A maximum of noisy accuracies is too high by their noise; BWT "
+    "(last minus own turn) has no maximum and is unbiased. Verdicts are given for both. Methods are ranked by neither alone: "
+    "who learns nothing has nothing to forget (learning accuracy)."
+)
+
+
+def _conventions(study: Study) -> list[Block]:
+    """Forgetting under every convention, with the reason for the headline; nothing where there is one task only."""
+    rows: list[list[Cell]] = [
+        [method, *(mean_at(study, runs, ("summary", name), "change") for name in _CONVENTIONS)]
+        for method, runs in study.by_method.items()
+    ]
+    if not any(isinstance(cell, Number) and cell.value is not None for row in rows for cell in row):
+        return []
+    notes = [
+        "Chaudhry: best row of all, the last left out; since learned: the same from the task's own turn on; Avalanche: own turn "
+        "minus last, BWT with the other sign; mammoth: the last row may be the best, so it is never below 0; TRACE: the sum over "
+        "all tasks but the last, divided by all; Continuum: mean over all later rows."
+    ]
+    title = "Forgetting and backward transfer under every convention"
+    head = ["method", *_CONVENTIONS.values()]
+    return [Text(_WHICH), Table(f"{study.name}-conventions", title, head, rows, notes=notes, colors=_colors(study))]
+
+
+def _kept(study: Study) -> Table:
+    columns = (RETENTION_ALONE, drift(study, "reverse_kl"), drift(study, "forward_kl", "weights_alone"), *COSTS)
+    rows = [[method, *(mean(study, runs, measure) for measure in columns)] for method, runs in study.by_method.items()]
+    notes = [
+        "Weights alone: the bare weights in plain chain of thought, an integrity check (of frozen ones they are the base's). "
+        "Tokens: written ones; passes: sequential forward passes, thoughts included. Costs are means without intervals where "
+        "they are counts."
+    ]
+    head = ["method", *(measure.head for measure in columns)]
+    return Table(f"{study.name}-kept", "Weights alone, and costs", head, rows, notes=notes, colors=_colors(study))
+
+
+def missing(study: Study) -> list[Missing]:
+    found = []
+    for measure in (RETENTION, drift(study, "forward_kl"), drift(study, "reverse_kl")):
+        without = [method for method, runs in study.by_method.items() if mean(study, runs, measure).value is None]
+        if without:
+            everywhere = len(without) == len(study.methods)
+            who = "no method" if everywhere else f"not {', '.join(without)}"
+            found.append(Missing(measure.title, f"{who}: the runs hold no such number (evaluate.retention, evaluate.drift)"))
+    return found

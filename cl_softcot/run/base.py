@@ -1,0 +1,36 @@
+"""What is the same for every run of an experiment: the base's answers and continuations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cl_softcot.answering.build import load_models, make_evaluator, retention_tasks
+from cl_softcot.answering.evaluate import DATA_SEED
+from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.plan import Tell
+from cl_softcot.machine import processes
+from cl_softcot.machine.exact import make_exact, memory_explained
+from cl_softcot.run.preflight import check_examples
+
+
+def measure_base(config: Experiment, shared: Path, report: Tell) -> None:
+    """What is the same for every run: the base's answers and continuations, on all tasks (an order may leave some out). Done
+    once an experiment, after a look at every example.
+
+    Raises:
+        UserError: if it was done on other data, or with another base; or if an example cannot be used.
+    """
+    make_exact()
+    with memory_explained():
+        _measure_base(config, shared, report)
+
+
+def _measure_base(config: Experiment, shared: Path, report: Tell) -> None:
+    backbone, assistant = load_models(config)
+    families = retention_tasks(config, backbone)
+    processes.from_main(lambda: check_examples(config, backbone, assistant, families, DATA_SEED))
+    evaluator = make_evaluator(config, [task.make() for task in config.tasks])
+    if evaluator.has_measured_base(shared):
+        return
+    report({"text": "answering everything as the base does, once for all methods"})
+    evaluator.measure_base(shared)

@@ -1,0 +1,380 @@
+"""Running an experiment's runs: worker processes or this one, progress, trackers, and the table at the end.
+
+    parent   shows progress, sends logs to MLflow, writes summary.json and table.txt
+    worker   one core; takes one run after the other and keeps the models that they share
+
+Workers die with the parent, also when it is killed: two starts never write one folder. Without workers the parent does their
+work itself; under ``torchrun`` together with the other processes of the launch, which ``follow``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import queue
+import shutil
+import threading
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.fingerprint import fingerprint, run_fingerprint, to_data, to_yaml
+from cl_softcot.config.plan import OnRow, RunSpec
+from cl_softcot.errors import StopRun, UserError
+from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
+from cl_softcot.machine import processes
+from cl_softcot.provenance import revision, versions
+from cl_softcot.results import kept
+from cl_softcot.results.colors import palette
+from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
+from cl_softcot.results.keeping import restore_run, restore_study
+from cl_softcot.results.reading import load_results, order_like
+from cl_softcot.run import base, one_run
+from cl_softcot.run.together import let_go, together
+from cl_softcot.run.workers import kill_workers, start_worker, work_on_base, work_on_run, worker_died
+from cl_softcot.track.console import ProgressDisplay, print_results, table_text
+
+# ---------------------------------------------------------------------------------------------------- in the parent
+
+
+class Orchestration:
+    """One start of an experiment.
+
+    Args:
+        jobs: worker processes; None: no workers, the runs are done here, one after the other.
+        restart: throw away what an earlier start left.
+        on_row: see ``one_run.run_one``; only without workers.
+        tags: further tags of every run in its log and in MLflow.
+        quiet: show nothing.
+        kept_in: a folder of kept results, of which runs of exactly these settings are taken over as finished.
+    """
+
+    def __init__(
+        self,
+        config: Experiment,
+        specs: list[RunSpec],
+        folder: Path,
+        jobs: int | None,
+        *,
+        restart: bool,
+        on_row: OnRow | None = None,
+        tags: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+        kept_in: str | Path | None = None,
+    ):
+        if jobs is not None and processes.size() > 1:
+            raise ValueError("the processes of a launch do the runs together: jobs=None")
+        if on_row is not None and jobs is not None:
+            raise ValueError("on_row is called in the process that does the runs: it needs jobs=None")
+        self.config, self.specs, self.folder, self.jobs = config, specs, folder, jobs
+        self.on_row, self.tags, self.quiet = on_row, dict(tags or {}), quiet
+        self.shared = folder / "shared"
+        self.failed: dict[str, str] = {}
+        self.stopped: dict[str, str] = {}
+        self.first_error: BaseException | None = None
+        if restart:
+            if (folder / "runs").exists() and not (folder / "experiment.json").exists():
+                raise UserError(
+                    "the folder was not written by this command, so nothing in it is thrown away",
+                    where=str(folder),
+                    fix="write to another folder with output_dir=PATH",
+                )
+            files = ("experiment.json", "config.yaml", "summary.json", "table.txt", "comparison.png", kept.QUESTIONS)
+            for name in ("runs", "shared", *files):
+                _remove(folder / name)
+        self._refuse_other_settings()
+        if kept_in is not None:
+            self._take_kept(Path(kept_in))
+
+    def _run_folder(self, spec: RunSpec) -> Path:
+        return self.folder / "runs" / spec.key
+
+    def _refuse_other_settings(self) -> None:
+        """Numbers of different settings never mix in one folder."""
+        for spec in self.specs:
+            path = self._run_folder(spec) / "config.json"
+            if path.exists():
+                known = read_json(path).get("fingerprint")
+                if known != run_fingerprint(self.config, spec.method, spec.order, spec.seed):
+                    raise UserError(
+                        f"the run {spec.key} was started with other settings",
+                        where=str(path),
+                        fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
+                    )
+
+    def _take_kept(self, place: Path) -> None:
+        """Kept runs become run folders that are finished; a study of many hours thereby outlives the machine it was begun on.
+
+        Only where nobody could tell a run from one that this experiment would do: its fingerprint holds all settings that move
+        numbers, and ``base.json``, which comes with it, the data and the base model, which are compared before anything runs.
+        """
+        found = kept.read(place)
+        if found is None:
+            raise UserError(f"no kept runs are in this folder (it would have a {kept.RUNS})", where=str(place))
+        missing = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
+        prints = {spec.key: run_fingerprint(self.config, spec.method, spec.order, spec.seed) for spec in missing}
+        there = [spec for spec in missing if spec.key in found.runs]
+        taken = [s for s in there if found.runs[s.key]["result"].get("config_fingerprint") == prints[s.key]]
+        if taken:
+            restore_study(found, self.folder)
+        for spec in taken:
+            for begun in ("predictions", "rows", "checkpoints", "diagnostics"):  # a part of what is there whole now
+                _remove(self._run_folder(spec) / begun)
+            _log_as_finished(self._run_folder(spec), found.runs[spec.key]["result"])
+            restore_run(found, spec.key, self.folder)
+        if not self.quiet:
+            others = f"; {len(there) - len(taken)} of other settings are not" if len(there) > len(taken) else ""
+            left = len(missing) - len(taken)
+            print(f"{len(taken)} runs are taken over from {place}{others}; {left} are to be done", flush=True)
+
+    def _write_provenance(self) -> None:
+        self.provenance = {"versions": versions(), "revision": revision()}
+        atomic_write_text(self.folder / "config.yaml", to_yaml(self.config))
+        record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
+        atomic_write_json(self.folder / "experiment.json", record)
+        colors = palette(m.name for m in self.config.methods)
+        for spec in self.specs:
+            folder = self._run_folder(spec)
+            identity = run_fingerprint(self.config, spec.method, spec.order, spec.seed)
+            if not (folder / "config.json").exists():
+                atomic_write_json(folder / "config.json", self._run_config(spec, identity))
+            method = self.config.method(spec.method)
+            log = EventLog(folder)
+            log.params(_params(self.config, spec) | {f"versions.{k}": v for k, v in self.provenance["versions"].items()})
+            log.tags(
+                run_tags(
+                    experiment=self.config.name,
+                    method=spec.method,
+                    order=spec.order,
+                    seed=spec.seed,
+                    tasks=self.config.orders[spec.order],
+                    identity=run_identity(identity, spec.method, spec.order, spec.seed),
+                    color=colors[spec.method],
+                    reasoning=method.reasoning.name,
+                    strategy=method.strategy.name,
+                    per_task=method.per_task.routing if method.per_task else None,
+                    mlflow_experiment=self.config.tracking.experiment,
+                )
+                | self.tags
+            )
+
+    def _run_config(self, spec: RunSpec, identity: str) -> dict[str, Any]:
+        data = to_data(self.config)
+        method = next(m for m in data["methods"] if m["name"] == spec.method)
+        shared = {k: v for k, v in data.items() if k not in ("methods", "orders", "seeds", "output_dir", "tracking")}
+        run = {"method": method, "order": spec.order, "tasks_in_order": self.config.orders[spec.order], "seed": spec.seed}
+        return {"fingerprint": identity, **run, "experiment": shared}
+
+    # ------------------------------------------------------------------------------------------------------- running
+
+    def go(self) -> list[dict[str, Any]]:
+        """Runs what is not finished; returns the results of all runs that are. ``failed`` and ``stopped`` name the others."""
+        todo = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
+        with ProgressDisplay([spec.key for spec in self.specs], quiet=self.quiet) as display:
+            self._sender = self._start_mlflow(display)
+            if self.jobs is None:
+                self._run_all_here(todo, display)
+            elif todo:
+                self._run_all(todo, display)
+            else:
+                self._begin(todo, display)
+            results = self._conclude()
+            unsent = self._sender.close(60.0) if self._sender else []
+        if not self.quiet:
+            self._print(results, unsent)
+        return results
+
+    def _begin(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
+        """From here on the folder is this experiment's: nothing is written before what it holds was found to fit."""
+        self._write_provenance()
+        for spec in self.specs:
+            if self._sender:
+                self._sender.poke(self._run_folder(spec))
+            if spec not in todo:
+                display.update({"run": spec.key, "phase": "kept"})
+
+    def _start_mlflow(self, display: ProgressDisplay) -> Any:
+        if not self.config.tracking.mlflow:
+            return None
+        from cl_softcot.track.sender import MLflowSender
+
+        return MLflowSender(experiment=self.config.tracking.experiment, say=display.say)
+
+    def _run_all_here(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
+        take = lambda run: lambda message: self._take({"run": run, **message}, display)  # noqa: E731
+        processes.from_main(lambda: todo)
+        if todo:
+            with together():
+                base.measure_base(self.config, self.shared, take("base"))
+        self._begin(todo, display)
+        for spec in todo:
+            folder = self._run_folder(spec)
+            try:
+                with together():
+                    one_run.run_one(self.config, spec, folder, self.shared, self.provenance, take(spec.key), self.on_row)
+            except processes.OutOfStep:
+                raise
+            except Exception as error:
+                self._note_end(error, spec, display)
+                let_go(error)
+            else:
+                self._note_end(None, spec, display)
+
+    def _run_all(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
+        context = mp.get_context("spawn")
+        messages = context.Queue()
+        pump = threading.Thread(target=self._pump, args=(messages, display), daemon=True)
+        pump.start()
+        pool = ProcessPoolExecutor(self.jobs, context, start_worker, (messages, os.getpid()))
+        try:
+            pool.submit(work_on_base, self.config, self.shared).result()
+            self._begin(todo, display)
+            waiting = {
+                pool.submit(work_on_run, self.config, s, self._run_folder(s), self.shared, self.provenance): s for s in todo
+            }
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._note_end(future.exception(), waiting.pop(future), display)
+            # Ending, workers send their last messages; and one that work was too short for, and still starts, needs the queue.
+            pool.shutdown()
+        except BaseException as error:
+            kill_workers(pool)
+            if isinstance(error, BrokenProcessPool):
+                raise worker_died() from None
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            messages.cancel_join_thread()  # a killed worker may hold the queue's lock: our exit must not wait for it
+            messages.put(None)
+            pump.join(5)
+
+    def _pump(self, messages: Any, display: ProgressDisplay) -> None:
+        """Takes the messages of the workers."""
+        while True:
+            try:
+                message = messages.get(timeout=1.0)
+            except queue.Empty:
+                display.pulse()
+                continue
+            except (EOFError, OSError):
+                return
+            if message is None:
+                return
+            self._take(message, display)
+
+    def _take(self, message: dict[str, Any], display: ProgressDisplay) -> None:
+        """A message of a run: numbers that were logged go to MLflow, the rest to the display."""
+        if "logged" not in message:
+            display.update(message)
+        elif self._sender:
+            self._sender.poke(message["logged"])
+
+    def _note_end(self, error: BaseException | None, spec: RunSpec, display: ProgressDisplay) -> None:
+        if error is None:
+            display.update({"run": spec.key, "phase": "finished"})
+            return
+        if isinstance(error, BrokenProcessPool):
+            raise error
+        if isinstance(error, StopRun):
+            self.stopped[spec.key] = str(error)
+            display.update({"run": spec.key, "phase": "stopped", "text": str(error)})
+            return
+        self.first_error = self.first_error or error
+        if isinstance(error, UserError):
+            reason = str(error)
+        else:  # a bug of ours: the whole story goes to a file, one line to the terminal
+            path = self._run_folder(spec) / "error.txt"
+            path.write_text("".join(traceback.format_exception(error)))
+            reason = f"{type(error).__name__}: {error} (see {path})"
+        self.failed[spec.key] = reason
+        display.update({"run": spec.key, "phase": "failed", "text": reason})
+
+    # ---------------------------------------------------------------------------------------------------- conclusion
+
+    def _conclude(self) -> list[dict[str, Any]]:
+        wanted = {spec.key for spec in self.specs}
+        results = (
+            [r for r in load_results(self.folder) if Path(r["_folder"]).name in wanted] if (self.folder / "runs").exists() else []
+        )
+        results = order_like(results, [m.name for m in self.config.methods])
+        if results:
+            from cl_softcot.track.figures import draw_experiment
+
+            atomic_write_text(self.folder / "table.txt", table_text(results, failed=self._failed_methods(results)))
+            keys = ("method", "order", "seed", "summary", "cost")
+            last = [{k: r[k] for k in keys} | {"retention": _last(r, "retention"), "drift": _last(r, "drift")} for r in results]
+            atomic_write_json(self.folder / "summary.json", {"results": last, "failed": self.failed, "stopped": self.stopped})
+            draw_experiment(results, self.folder)
+        return results
+
+    def _failed_methods(self, results: list[dict[str, Any]]) -> dict[str, str]:
+        finished = {r["method"] for r in results}
+        return {key.split(".")[0]: reason for key, reason in self.failed.items() if key.split(".")[0] not in finished}
+
+    def _print(self, results: list[dict[str, Any]], unsent: list[Path]) -> None:
+        print()
+        if results:
+            print_results(results, failed=self._failed_methods(results))
+        for key, reason in self.failed.items():
+            print(f"\nfailed: {key}: {reason}")
+        print(f"\nEverything is in {self.folder}/ (table.txt, comparison.png, runs/<run>/result.json)")
+        if self._sender:
+            from cl_softcot.track.console import experiment_note
+            from cl_softcot.track.mlflow import METHODS_VIEW, RUNS_VIEW, how_to_look, send_note
+            from cl_softcot.track.sender import later
+
+            last = self._sender.last
+            if last and results:
+                send_note(experiment_note(results, failed=self._failed_methods(results)), last.experiment_id, last.uri)
+            if last:
+                several = len(self.specs) > len(self.config.methods)
+                print(how_to_look(last.uri, last.experiment_id, METHODS_VIEW if several else RUNS_VIEW))
+            if unsent:
+                print(f"{len(unsent)} runs did not reach MLflow. {later(self.folder)}")
+
+
+def _last(result: dict[str, Any], section: str) -> dict[str, Any]:
+    return {view: result[section][view][-1] for view in ("as_used", "weights_alone")}
+
+
+def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
+    """What a person compares runs by."""
+    method = config.method(spec.method)
+    return {
+        "method": spec.method,
+        "order": spec.order,
+        "seed": spec.seed,
+        "backbone": config.backbone.path,
+        "assistant": config.assistant.path if config.assistant else "none",
+        "reasoning": method.reasoning.model_dump(mode="json"),
+        "strategy": method.strategy.model_dump(mode="json"),
+        "per_task": method.per_task.routing if method.per_task else "none",
+        "plugins": ", ".join(plugin.name for plugin in method.plugins) or "none",
+        "train": config.train_for(method).model_dump(mode="json"),
+        "evaluate.split": config.evaluate.split,
+        "evaluate.test": config.evaluate.test,
+    }
+
+
+def _log_as_finished(folder: Path, result: Mapping[str, Any]) -> None:
+    """The log of a run that was done elsewhere, so that trackers show it like the others."""
+    log, ended = EventLog(folder), _milliseconds(result.get("finished"))
+    for i in range(len(result["accuracy"]["matrix"])):
+        log.metrics(i, row_metrics(result, i), ended)
+    log.metrics(0, final_metrics(result), ended)
+    log.artifact("result.json")
+    log.status("FINISHED")
+
+
+def _milliseconds(finished: str | None) -> int | None:
+    return finished and int(datetime.fromisoformat(finished).timestamp() * 1000)  # type: ignore[return-value]
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

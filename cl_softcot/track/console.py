@@ -1,0 +1,450 @@
+"""What a person sees in the terminal: the progress of parallel runs, and one table at the end."""
+
+from __future__ import annotations
+
+import queue as queues
+import textwrap
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+from cl_softcot.results.colors import GREYS, palette
+from cl_softcot.results.headline import Means, drift_title, method_numbers, spread
+from cl_softcot.results.reading import by_method, is_trained
+from cl_softcot.track.conclusion import sentence
+
+__all__ = ["ProgressDisplay", "final_table", "print_results", "sentence", "table_markdown", "table_text"]
+
+ENDINGS = ("finished", "failed", "kept", "stopped")
+PLAIN_PULSE = 30.0  # seconds between two signs of life where there are no bars
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+class ProgressDisplay:
+    """Shows how far the runs of an experiment are: bars in a terminal, plain lines elsewhere.
+
+    Workers send dicts, `{"run", "phase", "done", "total", "text", "fraction"}`, of which only `run` is needed.
+    `phase` names what the run does now ("learning facts"), `done` of `total` how far that is, and `fraction`
+    (0 to 1) how far the whole run is, from which the time left is told. The phases "finished", "failed" (with
+    the reason as `text`), "stopped" and "kept" (done by an earlier start) end a run. A `text` without a phase is
+    printed.
+
+    Use it as a context manager in the parent process; `listen(queue)` reads messages in a thread. `quiet` shows nothing.
+    """
+
+    def __init__(self, runs: Sequence[str], *, console: Console | None = None, quiet: bool = False):
+        self.console = console or (Console(quiet=True, force_terminal=False) if quiet else Console())
+        self.fancy = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._fractions: dict[str, float] = dict.fromkeys(runs, 0.0)
+        self._phases: dict[str, str] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._kept: set[str] = set()
+        self._failed: set[str] = set()
+        self._lock = threading.RLock()
+        self._started = self._spoke = time.monotonic()
+        self._name_width = max((len(run) for run in runs), default=10)
+        self._listener: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._progress, self._overall = self._make_bars() if self.fancy else (None, None)
+
+    def _make_bars(self) -> tuple[Progress, TaskID]:
+        # Names and phases share what is left of the line; the numbers and the time left are never cut.
+        narrow = self.console.width < 100
+        progress = Progress(
+            TextColumn("{task.description}", table_column=_column(ratio=1)),
+            BarColumn(bar_width=8 if narrow else 24),
+            TextColumn("{task.fields[count]}", justify="right", table_column=_column(min_width=7)),
+            *([] if narrow else [TimeElapsedColumn(table_column=_column(min_width=7))]),
+            TimeRemainingColumn(compact=True, table_column=_column(min_width=5)),
+            TextColumn("left", style="dim", table_column=_column()),
+            console=self.console,
+            expand=True,
+            transient=True,
+            speed_estimate_period=3600,  # the speed of a whole run, not of its last half minute
+        )
+        total = max(len(self._fractions), 1)
+        return progress, progress.add_task("[bold]all runs", total=total, count=f"0/{len(self._fractions)}")
+
+    def __enter__(self) -> ProgressDisplay:
+        self._started = self._spoke = time.monotonic()
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        if self._listener:
+            self._listener.join(timeout=5)
+        if self._progress:
+            self._progress.stop()
+
+    def listen(self, queue: Any) -> None:
+        """Reads messages from a (multiprocessing) queue in a thread until the display is closed."""
+        self._listener = threading.Thread(target=self._read, args=(queue,), name="progress", daemon=True)
+        self._listener.start()
+
+    def _read(self, queue: Any) -> None:
+        while True:
+            try:
+                message = queue.get(timeout=0.2)
+            except queues.Empty:
+                if self._closing.is_set():
+                    return
+                self.pulse()
+                continue
+            except (EOFError, OSError, ValueError):  # the queue is gone with its processes
+                return
+            if isinstance(message, Mapping):
+                self.update(message)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Prints a line, above the bars if there are some."""
+        with self._lock:
+            # soft_wrap: a path or an address must stay in one piece to be copied
+            self.console.print(Text(text, style=style or ""), soft_wrap=True, highlight=False)
+
+    def update(self, message: Mapping[str, Any]) -> None:
+        """Takes one message of a worker."""
+        with self._lock:
+            run, phase = str(message.get("run", "")), message.get("phase")
+            if phase is None:
+                if message.get("text"):
+                    self.say(f"{run}: {message['text']}" if run else str(message["text"]))
+                return
+            self._fractions.setdefault(run, 0.0)
+            if phase in ENDINGS:
+                self._end(run, phase, message.get("text"))
+            else:
+                fraction = message.get("fraction")
+                if fraction is not None:
+                    self._fractions[run] = max(self._fractions[run], min(float(fraction), 1.0))
+                (self._update_bar if self._progress else self._update_line)(run, str(phase), message)
+            self._update_overall()
+
+    def pulse(self) -> None:
+        """A sign of life now and then where there are no bars."""
+        with self._lock:
+            now = time.monotonic()
+            if self._progress or now - self._spoke < PLAIN_PULSE or not self._phases:
+                return
+            self._line(f"{self._counts()}{self._time_left()}; " + "; ".join(f"{r}: {p}" for r, p in self._phases.items()))
+
+    def _end(self, run: str, phase: str, text: str | None) -> None:
+        self._fractions[run] = 1.0
+        self._phases.pop(run, None)
+        if phase == "kept":
+            self._kept.add(run)
+        if phase == "failed":
+            self._failed.add(run)
+        if self._progress and run in self._bars:
+            self._progress.remove_task(self._bars.pop(run))
+        if phase == "failed":
+            self.say(f"{run} failed: {text or 'no reason was given'}", style="red")
+        elif not self._progress:
+            told = "was finished before" if phase == "kept" else phase
+            self._line(f"{run} {told}{f': {text}' if text else ''} ({self._counts()}{self._time_left()})")
+
+    def _update_bar(self, run: str, phase: str, message: Mapping[str, Any]) -> None:
+        total, done = message.get("total"), message.get("done") or 0
+        description = f"{escape(run):<{min(self._name_width, 30)}} [dim]{escape(phase)}[/]"
+        if run not in self._bars:
+            self._bars[run] = self._progress.add_task(description, total=total, count="")
+        elif self._phases.get(run) != phase:
+            self._progress.reset(self._bars[run], total=total)  # or the time left would mix two phases
+        self._phases[run] = phase
+        count = f"{done:g}/{total:g}" if total else ""
+        self._progress.update(self._bars[run], description=description, total=total, completed=done, count=count)
+
+    def _update_line(self, run: str, phase: str, message: Mapping[str, Any]) -> None:
+        if self._phases.get(run) != phase:
+            self._phases[run] = phase
+            text = message.get("text")
+            self._line(f"{run}: {phase}{f', {text}' if text else ''}")
+        else:
+            self.pulse()
+
+    def _update_overall(self) -> None:
+        if self._progress:
+            # Runs kept from an earlier start took no time now; counting them would promise too early an end.
+            total = len(self._fractions) - len(self._kept)
+            done = sum(f for run, f in self._fractions.items() if run not in self._kept)
+            self._progress.update(self._overall, total=max(total, 1e-9), completed=done, count=self._counts(short=True))
+
+    def _counts(self, short: bool = False) -> str:
+        done = sum(1 for f in self._fractions.values() if f >= 1) - len(self._failed)
+        failed = f", {len(self._failed)} failed" if self._failed and not short else ""
+        return f"{done}/{len(self._fractions)}" + ("" if short else f" runs done{failed}")
+
+    def _time_left(self) -> str:
+        active = [f for run, f in self._fractions.items() if run not in self._kept]
+        done, elapsed = sum(active), time.monotonic() - self._started
+        if not active or done <= 0 or done >= len(active):
+            return ""
+        return f", about {_duration(elapsed * (len(active) - done) / done)} left"
+
+    def _line(self, text: str) -> None:
+        self._spoke = time.monotonic()
+        self.say(f"[{_duration(self._spoke - self._started):>7}] {text}")
+
+
+def _column(**kwargs: Any) -> Column:
+    return Column(no_wrap=True, overflow="ellipsis", **kwargs)
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(seconds + 0.5)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}:{seconds:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+# key, header (three short lines, so that the table fits into 100 columns), kind of number
+COLUMNS = (
+    ("learned", "learned\n\n↑", "share"),
+    ("accuracy", "average\naccu-\nracy ↑", "share"),
+    ("bwt", "BWT\n\n↑", "signed"),
+    ("forgetting", "forget-\nting\n↓", "signed"),
+    ("retention", "reten-\ntion as\nused ↑", "share"),
+    ("drift", "drift\nas\nused ↓", "small"),
+    ("parameters", "trained\npara-\nmeters", "count"),
+    ("tokens", "tokens\nper\nanswer", "one"),
+    ("seconds", "seconds\nlearn+\neval", "seconds"),
+)
+_LAYOUTS = (  # from wide to narrow
+    {"below": False, "stacked": False, "gap": 2},
+    {"below": False, "stacked": False, "gap": 1},
+    {"below": True, "stacked": False, "gap": 2},
+    {"below": True, "stacked": False, "gap": 1},
+    {"below": True, "stacked": True, "gap": 1},
+)
+
+
+def final_table(
+    results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None, width: int | None = None
+) -> Text:
+    """One row a method: what it learned, what it kept, how far it drifted, and what it cost.
+
+    Several runs of a method (seeds, task orders) become mean ± standard deviation, with their number. A base
+    that is no method of its own gets the first row.
+
+    Args:
+        failed: {method: reason} for methods that have no result; they keep a row.
+        width: of the place where it will be printed; None for as wide as it needs. The layout adapts: first the
+            ± moves below its number, then the numbers move below the method's name.
+    """
+    rows = _rows(results, failed or {})
+    several = _several(results)
+    for layout in _LAYOUTS:
+        lines = _lay_out(rows, several=several, **layout)
+        if width is None or max(line.cell_len for line in lines) <= width:
+            break
+    return Text("\n").join(lines)
+
+
+def table_text(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None) -> str:
+    """The table, its legend and the sentence as plain text, as wide as the table needs (for `table.txt`)."""
+    table = final_table(results, failed=failed).plain
+    width = max(len(line) for line in table.splitlines())
+    notes = [legend(results), "", *sentence(results, full=True).splitlines()]
+    wrapped = [part for line in notes for part in (textwrap.wrap(line, width, subsequent_indent="  ") or [""])]
+    return "\n".join([table, "", *wrapped, ""])
+
+
+def table_markdown(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None) -> str:
+    """The table as Markdown, for a README or an experiment's note."""
+    several = ["n"] if _several(results) else []
+    header = ["method", *several, *(_on_one_line(h) for _, h, _ in COLUMNS)]
+    lines = ["| " + " | ".join(header) + " |", "|:---|" + "---:|" * (len(header) - 1)]
+    for row in _rows(results, failed or {}):
+        cells = [" ".join(part for part in cell if part) for cell in row.cells]
+        if row.failed:
+            cells = ["failed"] + [""] * (len(COLUMNS) - 1)
+        lines.append("| " + " | ".join([row.name, *([row.n] if several else []), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _on_one_line(header: str) -> str:
+    return " ".join(header.replace("-\n", "").replace("+\n", "+").split())
+
+
+def print_results(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    console: Console | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> None:
+    """Prints the table, its legend and the sentence that the numbers support."""
+    console = console or Console()
+    if not console.is_terminal:
+        # Nobody's window ends at 80 columns in a log file.
+        console.print(Text(table_text(results, failed=failed)), soft_wrap=True)
+        return
+    console.print(final_table(results, failed=failed, width=console.width), soft_wrap=True)
+    console.print()
+    for line in (legend(results), *sentence(results).splitlines()):
+        text = Text("\n".join(textwrap.wrap(line, console.width, subsequent_indent="  ")))
+        title = line.find("): ") + 2  # the question that a sentence answers
+        text.stylize("bold" if title > 1 else "dim", 0, title if title > 1 else len(text))
+        console.print(text, soft_wrap=True)
+
+
+def legend(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns mean, with the conventions that differ between papers."""
+    parts = [
+        "learned: mean accuracy right after each task's own turn",
+        "average accuracy: over all tasks, at the end",
+        "BWT: Lopez-Paz and Ranzato (GEM), above 0 is a gain",
+        "forgetting: Chaudhry et al. 2018, best earlier accuracy minus the last",
+        "retention: accuracy on the base's own abilities",
+        f"drift: {drift_title(results)}, nats per token",
+        "as used: with everything that the method brings",
+        "tokens: written words and end of text, thoughts not among them",
+    ]
+    if _several(results):
+        parts.append("±: standard deviation over n runs (seeds and task orders)")
+    return "; ".join(parts) + "."
+
+
+def _several(results: Iterable[Mapping[str, Any]]) -> bool:
+    return any(len(runs) > 1 for runs in by_method(results).values())
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    n: str
+    cells: list[tuple[str, str]]  # (number, ± deviation or "") per column
+    color: str
+    failed: bool = False
+
+
+def _rows(results: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[_Row]:
+    groups = by_method(results)
+    colors = palette([*groups, *failed])
+    rows = []
+    if results and all(is_trained(result) for result in results):
+        rows.append(_base_row(results))
+    for name, runs in groups.items():
+        values = method_numbers(runs)
+        cells = [_format(values, key, kind) for key, _, kind in COLUMNS]
+        rows.append(_Row(name, str(len(runs)), cells, colors[name]))
+    for name in failed:
+        if name not in groups:
+            rows.append(_Row(name, "", [("", "")] * len(COLUMNS), colors[name], failed=True))
+    return rows
+
+
+def _base_row(results: Sequence[Mapping[str, Any]]) -> _Row:
+    """The base's zero-shot CoT, from the first row of any result's matrix."""
+    rows = [r["accuracy"]["matrix"][0] for r in results]
+    kept = [((r.get("retention") or {}).get("as_used") or [{}])[0] or {} for r in results]
+    values = dict.fromkeys(key for key, _, _ in COLUMNS)
+    values["accuracy"] = spread(sum(row) / len(row) for row in rows[:1])
+    values["retention"] = spread(row.get("all") for row in kept[:1])
+    values["parameters"] = Means(0.0, None, 1)
+    values["drift"] = Means(0.0, None, 1)
+    return _Row("base, zero-shot CoT", "", [_format(values, key, kind) for key, _, kind in COLUMNS], GREYS[0])
+
+
+def _format(values: Mapping[str, Means | None], key: str, kind: str) -> tuple[str, str]:
+    if kind == "seconds":
+        learn, evaluate = values.get("train_seconds"), values.get("evaluate_seconds")
+        parts = [f"{x.mean:.0f}" if x else "–" for x in (learn, evaluate)]
+        return ("–", "") if learn is None and evaluate is None else ("+".join(parts), "")
+    value = values.get(key)
+    if value is None:
+        return "–", ""
+    text = _number(value.mean, kind)
+    # Counts and times are the same or uninteresting over seeds; a ± there would only be noise.
+    if value.deviation is None or kind in ("count", "one"):
+        return text, ""
+    deviation = _number(value.deviation, "small" if kind == "small" else "share")
+    return text, "±0" if value.deviation < 1e-9 else "±" + deviation.removeprefix("0")
+
+
+def _number(value: float, kind: str) -> str:
+    if kind == "count":
+        for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if value >= size:
+                return f"{value / size:.3g}{unit}"
+        return f"{value:.0f}"
+    if kind == "one":
+        return f"{value:.1f}"
+    if kind == "small":  # drifts span orders of magnitude, and an exact zero means something
+        return "0" if value == 0 else f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"
+    if kind == "signed":
+        return "0" if value == 0 else f"{value:+.3f}".replace("-", "−")
+    return f"{value:.3f}"
+
+
+def _lay_out(rows: Sequence[_Row], *, several: bool, below: bool, stacked: bool, gap: int) -> list[Text]:
+    """The table's lines. `below`: ± under its number; `stacked`: the numbers under the method's name."""
+    headers = [header.split("\n") for _, header, _ in COLUMNS]
+    blocks = [[list(cell) if below else [" ".join(p for p in cell if p)] for cell in row.cells] for row in rows]
+    labels = [_label(row, several=several and stacked) for row in rows]
+    if several and not stacked:
+        headers = [["", "", "n"], *headers]
+        blocks = [[[row.n, ""] if below else [row.n], *block] for row, block in zip(rows, blocks, strict=True)]
+    widths = [
+        max(len(text) for cell in (headers[i], *(block[i] for block in blocks)) for text in cell) for i in range(len(headers))
+    ]
+    indent = 1 if stacked else max([len("method"), *(label.cell_len for label in labels)])
+    lines = [
+        _line(Text("method" if i == 2 and not stacked else ""), [header[i] for header in headers], widths, indent, gap)
+        for i in range(3)
+    ]
+    for line in lines:
+        line.stylize("bold")
+    lines.append(Text("─" * max(line.cell_len for line in lines), style="dim"))
+    for row, block, label in zip(rows, blocks, labels, strict=True):
+        if stacked:
+            lines.append(label)
+            label = Text("")
+        if row.failed:
+            lines += [] if stacked else [label]
+            continue
+        for i in range(max(len(cell) for cell in block)):
+            parts = [cell[i] if i < len(cell) else "" for cell in block]
+            if i == 0 or any(parts):
+                lines.append(_line(label if i == 0 else Text(""), parts, widths, indent, gap))
+    return lines
+
+
+def _label(row: _Row, *, several: bool) -> Text:
+    label = Text.assemble(("● ", row.color), row.name)
+    if several and row.n:
+        label.append(f"  n = {row.n}", style="dim")
+    if row.failed:
+        label.append("  failed", style="red")
+    return label
+
+
+def _line(label: Text, cells: Sequence[str], widths: Sequence[int], indent: int, gap: int) -> Text:
+    line = label.copy()
+    line.pad_right(indent - line.cell_len)
+    for cell, width in zip(cells, widths, strict=True):
+        line.append(" " * gap)
+        number, mark, deviation = cell.rjust(width).partition("±")
+        line.append(number)
+        if mark:
+            line.append(mark + deviation, style="dim")
+    return line
+
+
+def experiment_note(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None) -> str:
+    """The table and the sentences as Markdown, for the page of an experiment in MLflow."""
+    sentences = "\n".join(f"* {line}" for line in sentence(results, full=True).splitlines())
+    return f"{table_markdown(results, failed=failed)}\n{sentences}\n\n{legend(results)}\n"
