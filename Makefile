@@ -1,7 +1,7 @@
 PYTHON ?= python
 NAME := benchmarks/results/$(shell date -u +%Y-%m-%d)-$(shell git describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)
 
-.PHONY: bench bench-quick bench-gpu
+.PHONY: bench bench-quick bench-gpu docs
 
 # Everything that benchmarks/README.md shows, on a quiet machine (about half an hour), and its tables made anew.
 bench:
@@ -18,3 +18,8 @@ bench-gpu:
 # Does it all work? Tiny sizes, half a minute; the numbers mean nothing.
 bench-quick:
 	$(PYTHON) -m benchmarks --quick
+
+# The documentation as a site, where a warning is an error (the extra `docs`).
+docs:
+	$(PYTHON) tools/update_docs.py --check
+	$(PYTHON) -m sphinx -W --keep-going docs docs/_build
