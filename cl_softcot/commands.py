@@ -1,18 +1,13 @@
-"""``cl-softcot COMMAND ...``, and how every command starts and ends. Imports nothing heavy: usage is told before torch is loaded.
-
-A command is a package with ``__main__.py``, or a file here, that has ``main(argv) -> int``. It is found by its name, so that a
-new one is listed as soon as it is there; ``python -m cl_softcot.COMMAND`` is the same command.
-"""
+"""How every command starts and ends. Imports nothing heavy: usage is told before torch is loaded."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cl_softcot import __version__
-from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.errors import UserError
 
 # What has to be in the environment before torch is imported. What the user has set stays.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -63,44 +58,3 @@ def called(command: str = "") -> str:
     if path == Path(__file__).with_name("__main__.py"):
         return f"python -m cl_softcot {command}".rstrip()
     return f"python -m cl_softcot.{command}".rstrip(".")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``cl-softcot``: runs the command that the first word names."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
-    if words[0] == "--version":
-        print(f"cl-softcot {__version__}")
-        return 0
-    return guarded(lambda: _command(words[0])(words[1:]))
-
-
-def _command(name: str) -> Callable[[list[str]], int]:
-    from cl_softcot import registry
-
-    known = registry.commands()
-    if name not in known:
-        is_file = name.endswith((".yaml", ".yml"))
-        fix = f"An experiment is run with: {called('run')} {name}" if is_file else f"{called()} --help tells what they do."
-        raise UserError(f"unknown command {name!r}{did_you_mean(name, known)}", fix=fix)
-    return registry.command(name)
-
-
-def _overview() -> str:
-    from cl_softcot import registry
-
-    told = registry.commands()
-    width = max(map(len, told))
-    script = called()
-    lines = [
-        f"usage: {script} COMMAND ...",
-        "",
-        "What a language model forgets while it learns to reason in continuous space.",
-        "",
-    ]
-    lines += [f"  {name:<{width}}  {line}" for name, line in told.items()]
-    return "\n".join(
-        [*lines, "", f"{script} COMMAND --help tells more; {script} --version. Each is also python -m cl_softcot.COMMAND."]
-    )

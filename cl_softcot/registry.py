@@ -230,18 +230,17 @@ def _import(kind: str, name: str, module_name: str) -> ModuleType:
 def commands() -> dict[str, str]:
     """The commands, sorted, each with what it does in a line; none is imported.
 
-    A package with ``__main__.py`` is one, and a file with ``main`` beside this one. The line is the first of the file's docstring, without what stands before ``: `` in it.
+    A package with ``__main__.py`` is one, and a file with ``main`` beside this one. The line is the first of the file's
+    docstring, without what stands before ``: `` in it.
     """
     here, found = Path(__file__).parent, {}
-    for path in [*here.glob("*/__main__.py"), *here.glob("*.py")]:
-        name = path.parent.name if path.name == "__main__.py" else path.stem
-        if path.parent == here and path.stem in ("__main__", "commands"):  # what starts commands is none
-            continue
+    files = {path.stem: path for path in here.glob("*.py") if path.stem != "__main__"}
+    for name, path in sorted({**files, **{path.parent.name: path for path in here.glob("*/__main__.py")}}.items()):
         module = ast.parse(path.read_bytes())
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body) or path.parent != here:
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body) or path.stem == "__main__":
             line = (ast.get_docstring(module) or "").partition("\n")[0]
             found[name] = line.rpartition("``: ")[2]
-    return dict(sorted(found.items()))
+    return found
 
 
 def command(name: str) -> Callable[[list[str]], int]:
