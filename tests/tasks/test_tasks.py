@@ -364,7 +364,8 @@ import hashlib, json, random, sys
 from cl_softcot.tiny.corpus import FAMILIES, Mixture, default_task, document, primer, vocabulary
 from cl_softcot.tasks.base import general_text
 from cl_softcot.tasks.facts import world
-found = {"world": world(), "vocabulary": vocabulary(), "general": [(e.question, e.answer) for e in general_text([default_task(f) for f in FAMILIES], 30, 0)]}
+general = general_text([default_task(family) for family in FAMILIES], 30, 0)
+found = {"world": world(), "vocabulary": vocabulary(), "general": [(e.question, e.answer) for e in general]}
 for family, kind in FAMILIES.items():
     tasks = [kind(kind.Settings(convention=c), family) for c in kind.conventions]
     examples = [e for t in tasks for split in ("train", "valid", "test") for e in t.examples(split, 20, 7)]
