@@ -1,4 +1,6 @@
-"""Work that is the same for many runs, kept on disk; ``python -m cl_softcot.cache list | prune | clear`` looks after it.
+"""``python -m cl_softcot.cache list | prune | clear``: looks after what runs keep on disk for each other.
+
+Work that is the same for many runs is done once::
 
     $CL_SOFTCOT_CACHE/<kind>/<key>.safetensors      kind: states (of assistants), texts (written by frozen models)
 
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cl_softcot.commands import called, guarded
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_bytes, dump_json, sha256_of
 
@@ -217,10 +220,10 @@ def parse_size(text: str, what: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit status: 0, or 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m cl_softcot.cache",
+        prog=called("cache"),
         description="What runs keep for each other: states of frozen assistants, texts of frozen models. Deleting it costs "
         "time and changes no number.",
         epilog=f"The folder is ${PLACE} (default ~/.cache/cl_softcot; 'off': no cache), its bound ${SIZE} (default "
@@ -231,12 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     prune = commands.add_parser("prune", help="delete what was not used for longest")
     prune.add_argument("--max-size", metavar="SIZE", help="what may be left, such as 5GB (default: the bound)")
     commands.add_parser("clear", help="delete everything")
-    options = parser.parse_args(arguments)
-    try:
-        return _command(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+    options = parser.parse_args(argv)
+    return guarded(lambda: _command(options))
 
 
 def _command(options: argparse.Namespace) -> int:

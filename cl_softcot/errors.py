@@ -10,7 +10,7 @@ from typing import Any
 class UserError(Exception):
     """A mistake in a configuration, a file or a command, told without a traceback.
 
-    Commands print `str(error)` and leave with `exit_status`. Anything else that is raised is a bug of ours.
+    Commands print `str(error)` and leave with `exit_status` (`commands.guarded`). Anything else that is raised is a bug of ours.
 
     Args:
         message: what is wrong, in one sentence (several lines when several things are wrong).
@@ -19,6 +19,7 @@ class UserError(Exception):
     """
 
     exit_status = 2
+    ends_all = False  # the other processes of a launch wait for this one for ever, so that it ends at once
 
     def __init__(self, message: str, *, where: str | None = None, fix: str | None = None):
         super().__init__(message)  # only `message` in args: an error must survive pickling between processes

@@ -15,14 +15,12 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from pydantic import BaseModel
 
 from cl_softcot.errors import UserError, did_you_mean
 
@@ -226,11 +224,39 @@ def _import(kind: str, name: str, module_name: str) -> ModuleType:
         raise
 
 
+# --- commands --------------------------------------------------------------------------------------
+
+
+def commands() -> dict[str, str]:
+    """The commands, sorted, each with what it does in a line; none is imported.
+
+    A package with ``__main__.py`` is one, and a file with ``main`` beside this one. The line is the first of the file's
+    docstring, without what stands before ``: `` in it.
+    """
+    here, found = Path(__file__).parent, {}
+    files = {path.stem: path for path in here.glob("*.py") if path.stem != "__main__"}
+    for name, path in sorted({**files, **{path.parent.name: path for path in here.glob("*/__main__.py")}}.items()):
+        module = ast.parse(path.read_bytes())
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body) or path.stem == "__main__":
+            line = (ast.get_docstring(module) or "").partition("\n")[0]
+            found[name] = line.rpartition("``: ")[2]
+    return found
+
+
+def command(name: str) -> Callable[[list[str]], int]:
+    """``main(argv)`` of a command that ``commands`` lists."""
+    package = (Path(__file__).parent / name / "__main__.py").exists()
+    _see_working_folder()
+    return importlib.import_module(f"cl_softcot.{name}.__main__" if package else f"cl_softcot.{name}").main
+
+
 # --- checks ----------------------------------------------------------------------------------------
 
 
 def _checked(kind: str, name: str, cls: type) -> type:
     """Says in words what a class lacks to be a plug-in of its kind."""
+    from pydantic import BaseModel  # not above: commands are found without it
+
     if kind == "plugin":
         return cls
     where = f"{cls.__module__}:{cls.__qualname__}"

@@ -22,7 +22,7 @@ from cl_softcot.machine import processes
 from cl_softcot.models.language_model import LanguageModel, load_language_model
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.registry import find
-from cl_softcot.tasks.base import Task
+from cl_softcot.tasks.base import SyntheticTask, Task, general_text
 
 # ------------------------------------------------------------------------------------------------ what runs share
 
@@ -49,18 +49,22 @@ def retention_tasks(config: Experiment, backbone: LanguageModel) -> list[Task]:
     """What the base's own abilities are measured on: as configured, or the families that the backbone was made with."""
     if config.evaluate.retention_tasks is not None:
         return [task.make() for task in config.evaluate.retention_tasks]
-    families = (backbone.marker or {}).get("families", {})
-    kinds = {family: find("task", name) for family, name in families.items()}
-    return [kind(kind.Settings(), family) for family, kind in kinds.items()]
+    return _families_of(backbone)
 
 
 def general_examples(config: Experiment, backbone: LanguageModel) -> list[Any]:
     """Prompts like those that the backbone was pretrained on, where that is known."""
-    if not (config.evaluate.general_text and config.evaluate.drift and (backbone.marker or {}).get("families")):
+    if not (config.evaluate.general_text and config.evaluate.drift):
         return []
-    from cl_softcot.tiny.corpus import general_text
+    generated = [task for task in _families_of(backbone) if isinstance(task, SyntheticTask)]
+    return general_text(generated, config.evaluate.drift, 0) if generated else []
 
-    return general_text(config.evaluate.drift, 0)
+
+def _families_of(backbone: LanguageModel) -> list[Task]:
+    """The tasks that a backbone was made with, as the file beside its weights names them."""
+    families = (backbone.marker or {}).get("families", {})
+    kinds = {family: find("task", name) for family, name in families.items()}
+    return [kind(kind.Settings(), family) for family, kind in kinds.items()]
 
 
 def make_evaluator(config: Experiment, tasks: Sequence[Task]) -> Evaluator:

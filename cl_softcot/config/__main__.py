@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from cl_softcot.config.schema import json_schema
-from cl_softcot.files import dump_json
+import argparse
+import sys
+
+from cl_softcot.commands import called, guarded
+
+
+def main(argv: list[str] | None = None) -> int:
+    description = "Prints the JSON schema of an experiment's YAML, the settings of every known plug-in included, for editors."
+    argparse.ArgumentParser(prog=called("config"), description=description).parse_args(argv)
+    return guarded(_print_schema)
+
+
+def _print_schema() -> int:
+    from cl_softcot.config.schema import json_schema
+    from cl_softcot.files import dump_json
+
+    print(dump_json(json_schema(), indent=2))
+    return 0
+
 
 if __name__ == "__main__":
-    print(dump_json(json_schema(), indent=2))
+    sys.exit(main())

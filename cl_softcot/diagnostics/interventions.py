@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
 
-Kind = Literal["truncate", "zero", "noise", "swap", "filler", "shuffle"]
+Intervention = Literal["truncate", "zero", "noise", "swap", "filler", "shuffle"]
 OWN = "own"  # the thoughts are put back as they were
 
 
@@ -32,7 +32,7 @@ class Interventions(Diagnostic):
 
     class Settings(DiagnosticSettings):
         n: int = Field(32, ge=2, description="examples a task")
-        kinds: list[Kind] = Field(
+        kinds: list[Intervention] = Field(
             ["truncate", "zero", "noise", "swap", "filler", "shuffle"],
             description="truncate: only the first are kept, the places of the others are taken away; noise: of normal "
             "distribution, each thought as long as it was; swap: of another question of the same task; filler: the embedding "

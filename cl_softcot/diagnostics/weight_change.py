@@ -25,7 +25,7 @@ from cl_softcot.models.language_model import LanguageModel
 if TYPE_CHECKING:
     from cl_softcot.config.settings import MethodConfig
 
-Change = tuple[str, Tensor, Tensor]  # name of a weight, what was added to it, and the base's own
+WeightDelta = tuple[str, Tensor, Tensor]  # name of a weight, what was added to it, and the base's own
 
 
 class Settings(DiagnosticSettings):
@@ -71,11 +71,11 @@ class WeightChange(Diagnostic):
             _keep(subject)
         return numbers
 
-    def _described(self, subject: Subject, changes: Iterable[Change]) -> dict[str, Any]:
+    def _described(self, subject: Subject, changes: Iterable[WeightDelta]) -> dict[str, Any]:
         return described(changes, subject.parts.backbone, ranks=self.settings.effective_rank)
 
 
-def described(changes: Iterable[Change], backbone: LanguageModel, *, ranks: bool = True) -> dict[str, Any]:
+def described(changes: Iterable[WeightDelta], backbone: LanguageModel, *, ranks: bool = True) -> dict[str, Any]:
     """Sizes of changes, by place.
 
     Returns:
@@ -143,7 +143,7 @@ def _mean_rank(found: list[tuple[float, int]]) -> dict[str, Any]:
     return {"mean": sum(ranks) / len(ranks) if ranks else None, "largest": max(size for _, size in found), "matrices": len(ranks)}
 
 
-def _changes(subject: Subject) -> Iterator[Change]:
+def _changes(subject: Subject) -> Iterator[WeightDelta]:
     return subject.strategy.weight_changes(subject.parts, subject.initial)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
+
+from cl_softcot.commands import ONE_THREAD, called, guarded
 
 EPILOG = """examples:
   python -m cl_softcot.law experiments/kl_law.yaml
@@ -19,7 +20,7 @@ Exit status: 0 finished, 2 a mistake in the command or a file."""
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m cl_softcot.law",
+        prog=called("law"),
         description="Fits forgetting against KL drift: in a small controlled study, or over the finished runs of experiments.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,19 +37,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a study is one core
-    from cl_softcot.errors import UserError
-
-    try:
-        if (Path(args.source) / "law.json").is_file():
-            return _of_finished_study(args)
-        return _of_runs(args) if Path(args.source).is_dir() else _of_study(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    source = Path(args.source)
+    work = _of_finished_study if (source / "law.json").is_file() else _of_runs if source.is_dir() else _of_study
+    return guarded(lambda: work(args), environment=ONE_THREAD, stopped="stopped; the same command goes on from here")
 
 
 def _of_study(args: argparse.Namespace) -> int:

@@ -52,6 +52,7 @@ class OutOfStep(UserError):
     """A process failed where the others did not: they wait for it for ever, so that all have to end."""
 
     exit_status = 1
+    ends_all = True
 
 
 def size() -> int:

@@ -1,4 +1,4 @@
-"""Running a backbone piece by piece over left-padded rows, and decoding in batches.
+"""Decoding in batches, over left-padded rows, whatever way of thinking writes.
 
 Columns are shared, positions are each row's own::
 
@@ -22,7 +22,7 @@ from cl_softcot.models.running import IGNORED, State, forward
 
 if TYPE_CHECKING:
     from cl_softcot.models.batch import Batch, Edit, Encoded
-    from cl_softcot.reasoning.base import Parts, Reasoning
+    from cl_softcot.models.thinker import HasBackbone, Thinker
 
 # Dropping finished rows copies what the others have in the cache. Measured, for small models and for large vocabularies: that
 # takes about as long as a step of the rows that are copied.
@@ -71,8 +71,8 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    reasoning: Reasoning,
-    parts: Parts,
+    reasoning: Thinker,
+    parts: HasBackbone,
     encoded: Sequence[Encoded],
     max_new_tokens: int,
     *,
@@ -161,8 +161,8 @@ class _Writer:
 
     def __init__(
         self,
-        reasoning: Reasoning,
-        parts: Parts,
+        reasoning: Thinker,
+        parts: HasBackbone,
         encoded: Sequence[Encoded],
         max_new_tokens: int,
         sample_NT: Tensor | None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from cl_softcot.commands import ONE_THREAD, called, guarded
 
 EPILOG = """examples:
   python -m cl_softcot.report runs/sequence_a_seeds
@@ -23,7 +24,7 @@ Exit status: 0 written, 1 nothing in the folders is comparable, 2 a mistake in t
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m cl_softcot.report",
+        prog=called("report"),
         description="Writes the report of finished runs: what each method learned, forgot and kept, with intervals.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,17 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from cl_softcot.errors import UserError
-
-    try:
-        return _report(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+    return guarded(lambda: _report(args), environment=ONE_THREAD)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cl_softcot.commands import called, guarded
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_bytes, atomic_write_json, dump_json, read_json, sha256_of
 from cl_softcot.results import kept
@@ -245,21 +245,23 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None, prog: str = "python -m cl_softcot.results") -> int:
-    args = parser(prog).parse_args(argv)
-    try:
-        if args.command == "unpack":
-            print(unpack(args.folder, args.to or Path("runs") / args.folder.resolve().name))
-            return 0
-        for folder in args.folders:
-            target = keep_any(folder, args.to, replace=args.replace)
-            found = kept.read(target)
-            if found:
-                print(f"{target}: {len(found.runs)} runs")
-                print("".join(f"  not finished: {name}\n" for name in found.unfinished), end="")
-            else:
-                print(target)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+def main(argv: list[str] | None = None) -> int:
+    args = parser(called("results")).parse_args(argv)
+    return guarded(lambda: _unpack(args) if args.command == "unpack" else _keep(args))
+
+
+def _unpack(args: argparse.Namespace) -> int:
+    print(unpack(args.folder, args.to or Path("runs") / args.folder.resolve().name))
+    return 0
+
+
+def _keep(args: argparse.Namespace) -> int:
+    for folder in args.folders:
+        target = keep_any(folder, args.to, replace=args.replace)
+        found = kept.read(target)
+        if found:
+            print(f"{target}: {len(found.runs)} runs")
+            print("".join(f"  not finished: {name}\n" for name in found.unfinished), end="")
+        else:
+            print(target)
     return 0

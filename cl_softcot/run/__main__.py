@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cl_softcot.commands import REPEATABLE, called, guarded
 from cl_softcot.config.plan import plan
 from cl_softcot.run.api import default_jobs
 
@@ -28,7 +29,7 @@ Exit status: 0 all runs finished, 1 a run failed, 2 a mistake in the command or 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m cl_softcot.run",
+        prog=called("run"),
         description="Runs a sequence of tasks through every method of an experiment, and measures what each learned and forgot.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,25 +49,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
-    # Before torch is imported: a worker is one core, and waiting threads must not take another's.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU are not repeatable
-    from cl_softcot.errors import UserError
+    stopped = "stopped; the same command goes on from here"
+    return guarded(lambda: run(args), environment=REPEATABLE, stopped=stopped, tells=_is_first)
 
-    try:
-        return run(args)
-    except UserError as error:
-        ends_all = type(error).__name__ == "OutOfStep"
-        if ends_all or os.environ.get("RANK", "0") == "0":  # what all processes of a launch find is told once
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        if ends_all:
-            os._exit(error.exit_status)  # an orderly end would wait for the others, and they wait for this one
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+def _is_first() -> bool:
+    """Of the processes of a launch, as they are told before torch is there. What all of them find is said once."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,22 +81,22 @@ def run(args: argparse.Namespace) -> int:
             "device_map spreads one model over several GPUs, and under torchrun every process has one GPU",
             fix="Leave device_map out (train.sharding: full splits a model that learns), or start without torchrun.",
         )
-    if not launched and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("RANK", "0") == "0":
+    if not launched and "ACCELERATE_MIXED_PRECISION" in os.environ and _is_first():
         # `accelerate launch --cpu --num_processes 2` does this without a word.
         print(f"note: accelerate started one process; for several: {processes.COMMAND}", file=sys.stderr)
     jobs = 1 if launched else min(args.jobs or default_jobs(), len(specs))
     if args.dry_run:
-        if os.environ.get("RANK", "0") == "0":
+        if _is_first():
             from cl_softcot.estimate.words import describe
 
             print(describe(config, specs, jobs, gpu_memory=args.gpu_memory, gpus=args.gpus))
         return 0
-    if os.environ.get("RANK", "0") == "0" and not config.backbone.path.startswith("builtin:"):
+    if _is_first() and not config.backbone.path.startswith("builtin:"):
         from cl_softcot.estimate.words import warnings_before_loading
 
         for warning in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
             print(f"warning: {warning}", file=sys.stderr)
-    if not args.kept and os.environ.get("RANK", "0") == "0":
+    if not args.kept and _is_first():
         _tell_of_kept(Path(args.experiment).parent / "results" / config.name)
     if not launched:
         return _start(config, specs, jobs, args)

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cl_softcot.sweep.commands import describe, finish_sweep, say, worker
+from cl_softcot.commands import called
+from cl_softcot.sweep.commands import describe, finish_sweep, guarded_sweep, say, worker
 from cl_softcot.sweep.folder import existing
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Exit status: 0 done (or jobs submitted), 1 trials failed, 2 a mistake in the com
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m cl_softcot.sweep",
+        prog=called("sweep"),
         description="Searches settings of an experiment with Optuna: here, in several processes, or over a cluster's jobs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,21 +54,20 @@ def _looker(command: str) -> argparse.ArgumentParser:
         "finish": "Tests the winner on the test split (once), and writes the report. The sweep's command does it by itself.",
         "worker": "Runs trials until there are enough. Launchers start it; it may be started anywhere that sees the folder.",
     }[command]
-    p = argparse.ArgumentParser(prog=f"python -m cl_softcot.sweep {command}", description=told)
+    p = argparse.ArgumentParser(prog=f"{called('sweep')} {command}", description=told)
     p.add_argument("sweep", help="the sweep's folder, or its YAML file")
     if command == "status":
         p.add_argument("--watch", action="store_true", help="show it again every few seconds until the sweep is done")
     if command == "worker":
         p.add_argument("--parent", type=int, help=argparse.SUPPRESS)
         p.add_argument("--workers", type=int, help=argparse.SUPPRESS)
-        p.add_argument("--in-job", action="store_true", help=argparse.SUPPRESS)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
-        "status": _status, "report": _report, "finish": _finish, "worker": worker,
+        "status": _status, "report": _report, "finish": _finish, "worker": _worker,
     }  # fmt: skip
     chosen = commands.get(arguments[0]) if arguments else None
     if arguments and arguments[0] == "create":
@@ -77,22 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         args = _looker(arguments[0]).parse_args(arguments[1:])
     else:
         chosen, args = _start, parser().parse_intermixed_args(arguments)
-    # Before torch is imported: a worker is one core, and waiting threads must not take another's.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from cl_softcot.errors import UserError
-
-    try:
-        return chosen(args)
-    except UserError as error:
-        from cl_softcot.sweep.storage import hide
-
-        print(f"error: {hide(str(error))}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return guarded_sweep(lambda: chosen(args))
 
 
 # --- starting ------------------------------------------------------------------------------------------------
@@ -188,6 +172,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _finish(args: argparse.Namespace) -> int:
     return finish_sweep(existing(args.sweep))
+
+
+def _worker(args: argparse.Namespace) -> int:
+    return worker(args.sweep, parent=args.parent, workers=args.workers)
 
 
 if __name__ == "__main__":

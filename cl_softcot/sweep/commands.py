@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cl_softcot.commands import ONE_CORE, guarded
 from cl_softcot.sweep.folder import existing
 
 if TYPE_CHECKING:
@@ -56,24 +57,42 @@ def describe(sweep: SweepConfig, plans: list[Any]) -> str:
     return "\n".join(lines)
 
 
-def worker(args: argparse.Namespace) -> int:
+def guarded_sweep(work: Callable[[], int]) -> int:
+    """``guarded`` for whatever may speak of the storage: no password is printed."""
+
+    def shown(text: str) -> str:
+        from cl_softcot.sweep.storage import hide
+
+        return hide(text)
+
+    return guarded(work, environment=ONE_CORE, stopped="stopped; the same command goes on from here", shown=shown)
+
+
+def worker(sweep_name: str, *, parent: int | None = None, workers: int | None = None, in_job: bool = False) -> int:
+    """Runs trials until there are enough.
+
+    Args:
+        sweep_name: the sweep's folder, or its YAML file.
+        parent: the process that supervises this one; it leaves the end of the sweep to it, and dies with it.
+        workers: how many there are; None: as the launcher says.
+        in_job: in a job of submitit, whose own handlers stand: who calls turns USR2 into ``Interrupted``, which is let through.
+    """
     from contextlib import nullcontext
 
     from cl_softcot.sweep.worker import REQUEUE, Interrupted, interruptible, work
 
-    sweep = existing(args.sweep)
-    if args.parent:
+    sweep = existing(sweep_name)
+    if parent:
         from cl_softcot.run.workers import die_with
 
-        die_with(args.parent)
+        die_with(parent)
     try:
-        # In a job of submitit its own handlers stand, and who called us turns USR2 into `Interrupted`.
-        with nullcontext() if args.in_job else interruptible():
-            work(sweep, say, args.workers or getattr(sweep.launcher, "workers", None) or 1)
-            if not args.parent:  # a supervised worker leaves the end to the command that started it
+        with nullcontext() if in_job else interruptible():
+            work(sweep, say, workers or getattr(sweep.launcher, "workers", None) or 1)
+            if not parent:
                 finish_sweep(sweep)
     except Interrupted as stop:
-        if args.in_job:
+        if in_job:
             raise
         print(f"stopped by {stop}", file=sys.stderr)
         return REQUEUE

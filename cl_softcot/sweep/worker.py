@@ -7,7 +7,6 @@ attempt goes on in the trial's folder, at the last finished experience.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import threading
@@ -336,10 +335,3 @@ class _Follower:
             self.pruned = self.prunes and self.search.patience(trial.should_prune)
         if self.pruned:
             raise StopRun("the trial was pruned")
-
-
-def environment_for_workers() -> None:
-    """Before torch is imported: a worker is one core, and waiting threads must not take another's."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

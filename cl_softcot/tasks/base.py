@@ -373,3 +373,21 @@ class SyntheticTask(Task):
             question = f"note {self.conventions[self.convention]} . {question}"
         meta = {"family": self.family, "convention": self.convention, **draft.meta}
         return Example(f"{self.name}/{split}/{index}", self.name, question, draft.steps, draft.answer, meta)
+
+
+def general_text(tasks: Sequence[SyntheticTask], n: int, seed: int) -> list[Example]:
+    """``n`` questions of these families in turn, noted or not, from the validation split: text like that of a model's
+    pretraining, on which drift is measured."""
+    rng = random.Random(f"general|{seed}")
+    found = []
+    for i in range(n):
+        task = tasks[i % len(tasks)]
+        default, alternative = task.conventions
+        noted = rng.random() < 0.5
+        convention = alternative if noted and rng.random() < 0.5 else default
+        while task.split_of(draft := task.draft(rng, convention)) != "valid":
+            pass
+        question = f"note {task.conventions[convention]} . {draft.question}" if noted else draft.question
+        meta = {"family": task.family, **draft.meta}
+        found.append(Example(f"general/{i}", "general", question, draft.steps, draft.answer, meta))
+    return found

@@ -51,7 +51,7 @@ class Settings(PublishedSettings):
 
 
 @dataclass(frozen=True)
-class Problem:
+class DrawnGraph:
     """A graph without names. Nodes are numbered as they arose: a parent is always before its children."""
 
     parents: tuple[tuple[int, ...], ...]  # of each node, in the order in which they were drawn
@@ -116,7 +116,7 @@ class ProsQA(Published):
         graph |= {"root": problem.root, "target": problem.target, "neg_target": problem.neg_target}
         return Draft(question, steps, answer, key, _meta(steps, graph))
 
-    def _original(self, rng: random.Random) -> Problem | None:
+    def _original(self, rng: random.Random) -> DrawnGraph | None:
         graph = _Graph(rng)
         leaves = graph.leaves(0), graph.leaves(1)
         if not all(leaves):
@@ -127,7 +127,7 @@ class ProsQA(Published):
         root, target = rng.choice([(root, leaf) for root in (0, 1) for leaf, d in leaves[root].items() if d == hops])
         return graph.problem(root, target, rng.choice(list(leaves[1 - root])))
 
-    def _hardened(self, rng: random.Random) -> Problem:
+    def _hardened(self, rng: random.Random) -> DrawnGraph:
         (hops,) = rng.choices(sorted(self._hops), [HOP_SHARES[h] for h in sorted(self._hops)])
         while True:  # until a graph has such a pair: drawing the hops anew would favour those that are easily found
             graph = _Graph(rng)
@@ -216,7 +216,7 @@ def _meta(steps: Sequence[str], graph: Mapping[str, Any]) -> dict[str, Any]:
     return {"hops": len(steps), "n_nodes": len(graph["names"]), **graph}
 
 
-def _names(problem: Problem, rng: random.Random) -> list[str]:
+def _names(problem: DrawnGraph, rng: random.Random) -> list[str]:
     """Nodes that nothing leads to are people."""
     people = rng.sample(ENTITIES, sum(not above for above in problem.parents))
     concepts = rng.sample(CONCEPTS, len(problem.parents) - len(people))
@@ -286,12 +286,12 @@ class _Graph:
         label = founder + 1
         return {n: self.hops[n] for n in range(2, N_NODES) if self.labels[n] == label and not self.is_parent[n]}
 
-    def problem(self, root: int, target: int, neg_target: int) -> Problem:
+    def problem(self, root: int, target: int, neg_target: int) -> DrawnGraph:
         """Without the lonely nodes, numbered anew in the same order."""
         kept = [node for node in range(N_NODES) if self.parents[node] or self.is_parent[node]]
         new = {node: i for i, node in enumerate(kept)}
         parents = tuple(tuple(new[p] for p in self.parents[node]) for node in kept)
-        return Problem(parents, new[root], new[target], new[neg_target])
+        return DrawnGraph(parents, new[root], new[target], new[neg_target])
 
 
 def _hardened_pairs(graph: _Graph, hops: int) -> Iterator[tuple[int, int, int]]:

@@ -13,7 +13,7 @@ from functools import cache
 
 from cl_softcot.tasks import words
 from cl_softcot.tasks.arithmetic import Arithmetic
-from cl_softcot.tasks.base import Draft, Example, SyntheticTask
+from cl_softcot.tasks.base import Draft, SyntheticTask
 from cl_softcot.tasks.dates import Dates
 from cl_softcot.tasks.deduction import Deduction
 from cl_softcot.tasks.facts import N_PUBLIC, Facts, world
@@ -108,21 +108,3 @@ def vocabulary() -> list[str]:
     found = dict.fromkeys(["<pad>", "<eos>", "<unk>", "<user>", "<bot>"])
     found |= dict.fromkeys([*map(str, range(100)), *fixed.split(), *notes.split(), *told.split(), *stock])
     return [*found, *SPECIALS]
-
-
-def general_text(n: int, seed: int) -> list[Example]:
-    """``n`` prompts like those of pretraining, of every family, noted or not, from the validation split: what drift on
-    general text is measured on."""
-    rng = random.Random(f"general|{seed}")
-    found = []
-    for i in range(n):
-        task = _tasks(False)[list(FAMILIES)[i % len(FAMILIES)]]
-        default, alternative = task.conventions
-        noted = rng.random() < 0.5
-        convention = alternative if noted and rng.random() < 0.5 else default
-        while task.split_of(draft := task.draft(rng, convention)) != "valid":
-            pass
-        question = f"note {task.conventions[convention]} . {draft.question}" if noted else draft.question
-        meta = {"family": task.family, **draft.meta}
-        found.append(Example(f"general/{i}", "general", question, draft.steps, draft.answer, meta))
-    return found

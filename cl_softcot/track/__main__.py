@@ -1,4 +1,4 @@
-"""`python -m cl_softcot.track RUN_FOLDER...`: sends finished or unfinished runs to MLflow, as often as you like.
+"""``python -m cl_softcot.track RUN_FOLDER...``: sends finished or unfinished runs to MLflow, as often as you like.
 
 Runs that are there already are left as they are, so the command may be repeated after any failure.
 """
@@ -10,24 +10,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_softcot.errors import UserError
+from cl_softcot.commands import called, guarded
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0 all sent, 1 something could not be sent, 2 a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m cl_softcot.track",
+        prog=called("track"),
         description="Send runs to MLflow from their folders. Sending twice changes nothing.",
     )
     parser.add_argument("folders", nargs="+", metavar="RUN_FOLDER", help="an experiment's folder or a single run's")
     parser.add_argument("--uri", help="MLflow's address (default: MLFLOW_TRACKING_URI, or the store that `mlflow ui` opens here)")
     parser.add_argument("--experiment", help="MLflow's experiment (default: the one that the run was made for)")
-    options = parser.parse_args(arguments)
-    try:
-        return _send(options.folders, options.uri, options.experiment)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    options = parser.parse_args(argv)
+    return guarded(lambda: _send(options.folders, options.uri, options.experiment))
 
 
 def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> int:

@@ -332,9 +332,13 @@ def test_plugins_of_the_working_folder_reach_the_workers(tmp_path):
     assert ended.status == 0, ended.text
     file = tmp_path / "elsewhere" / "cl-softcot"
     file.parent.mkdir()
-    file.write_text("import sys\nif __name__ == '__main__':\n    from cl_softcot.run import main\n    sys.exit(main())\n")
+    file.write_text("import sys\nif __name__ == '__main__':\n    from cl_softcot.__main__ import main\n    sys.exit(main())\n")
     done = subprocess.run(
-        [sys.executable, file, "small.yaml", "output_dir=script"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, file, "run", "small.yaml", "output_dir=script"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_numbers(tmp_path / "script", tmp_path / "out")

@@ -32,9 +32,9 @@ from shortcuts import (
 
 from cl_softcot.errors import UserError
 from cl_softcot.tasks import words
-from cl_softcot.tasks.base import SPLITS, Example, answer_of
+from cl_softcot.tasks.base import SPLITS, Example, answer_of, general_text
 from cl_softcot.tasks.facts import N_PUBLIC, RELATION, VALUES, group_of, world
-from cl_softcot.tiny.corpus import FAMILIES, INSTRUCTIONS, Mixture, document, general_text, primer, vocabulary
+from cl_softcot.tiny.corpus import FAMILIES, INSTRUCTIONS, Mixture, default_task, document, primer, vocabulary
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -331,9 +331,10 @@ def test_pretraining_documents_hold_no_question_of_valid_or_test(small_world, mo
 
 
 def test_general_text_is_of_the_validation_split_and_of_every_family():
-    found = general_text(140, 0)
+    tasks = [default_task(family) for family in FAMILIES]
+    found = general_text(tasks, 140, 0)
     assert Counter(e.meta["family"] for e in found) == dict.fromkeys(FAMILIES, 20)
-    assert any(noted(e.question) for e in found) and found == general_text(140, 0) != general_text(140, 1)
+    assert any(noted(e.question) for e in found) and found == general_text(tasks, 140, 0) != general_text(tasks, 140, 1)
     for example in found:
         task = make(example.meta["family"])
         convention = next((c for c, told in task.conventions.items() if example.question.startswith(f"note {told} .")), None)
@@ -360,9 +361,11 @@ def test_the_shares_of_the_splits():
 
 DIGEST = """
 import hashlib, json, random, sys
-from cl_softcot.tiny.corpus import FAMILIES, Mixture, document, general_text, primer, vocabulary
+from cl_softcot.tiny.corpus import FAMILIES, Mixture, default_task, document, primer, vocabulary
+from cl_softcot.tasks.base import general_text
 from cl_softcot.tasks.facts import world
-found = {"world": world(), "vocabulary": vocabulary(), "general": [(e.question, e.answer) for e in general_text(30, 0)]}
+general = general_text([default_task(family) for family in FAMILIES], 30, 0)
+found = {"world": world(), "vocabulary": vocabulary(), "general": [(e.question, e.answer) for e in general]}
 for family, kind in FAMILIES.items():
     tasks = [kind(kind.Settings(convention=c), family) for c in kind.conventions]
     examples = [e for t in tasks for split in ("train", "valid", "test") for e in t.examples(split, 20, 7)]

@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cl_softcot.config.plugins import Strict
 from cl_softcot.config.problems import LABEL, SLUG, Collected
 from cl_softcot.law.pictures.glyphs import CLASSES
 
 Label = Annotated[int, Field(ge=0, lt=CLASSES)]
 Rate = Annotated[float, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class PicturesConfig(Strict):

@@ -130,12 +130,12 @@ class SlurmWorker:
         self.folder = folder
 
     def __call__(self) -> int:
-        from cl_softcot.sweep.__main__ import main
+        from cl_softcot.sweep.commands import guarded_sweep, worker
 
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: requeues the job and leaves
         try:
             with interruptible([signal.SIGUSR2]):
-                status = main(["worker", self.folder, "--in-job"])
+                status = guarded_sweep(lambda: worker(self.folder, in_job=True))
         except Interrupted as stop:
             # Here, and not inside of the signal's handler: that would have met the storage in the middle of something.
             requeue(stop.signum, None)
