@@ -17,7 +17,7 @@ from cl_softcot.sweep.__main__ import main
 from cl_softcot.sweep.commands import describe
 from cl_softcot.sweep.config import load_sweep
 from cl_softcot.sweep.folder import existing, write_sweep
-from cl_softcot.sweep.launchers.slurm import script
+from cl_softcot.sweep.launchers.slurm import SlurmWorker, script
 from cl_softcot.sweep.samplers import chosen_pruner
 from cl_softcot.sweep.space import Distribution, as_override, grid, suggest, values_of
 from cl_softcot.sweep.storage import hide
@@ -369,3 +369,9 @@ def test_a_description_names_what_is_done(tmp_path):
     loaded = load_sweep(write(tmp_path, sweep(seeds=[3])))
     text = describe(loaded, loaded.plans())
     assert "maximize summary.acc; 3 complete trials, 1 seed each" in text and "knowing the whole stream" in text
+
+
+def test_a_job_fails_where_its_worker_does(tmp_path, capsys):
+    with pytest.raises(RuntimeError, match="ended with status 2"):
+        SlurmWorker(str(tmp_path))()
+    assert capsys.readouterr().err.startswith("error: ")
