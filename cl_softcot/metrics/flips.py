@@ -91,7 +91,7 @@ def flips_of_run(rows: Sequence[Sequence[ArrayLike]], tasks: Sequence[str], opti
     return {"tasks": found, "summary": {name: mean(since, parts[name]) for name, since in names.items()}}
 
 
-def _of_the_same(pre: ArrayLike, post: ArrayLike, k: Options) -> dict[str, float]:
+def _of_the_same(pre: Sequence[bool], post: Sequence[bool], k: Options) -> dict[str, float]:
     """Flips of the examples that both rows hold: the shorter one has the first ones of the other (``evaluate.between``)."""
     n = min(len(pre), len(post))
     return sample_flips(pre[:n], post[:n], k if k is None or isinstance(k, int) else list(k)[:n])
