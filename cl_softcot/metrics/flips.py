@@ -60,7 +60,9 @@ def _luck(k: Options, n: int) -> float:
     return sum(0.0 if o is None else 1 / (o - 1) for o in options) / n
 
 
-def flips_of_run(rows: Sequence[Sequence[ArrayLike]], tasks: Sequence[str], options: Mapping[str, Options]) -> dict[str, Any]:
+def flips_of_run(
+    rows: Sequence[Sequence[Sequence[bool]]], tasks: Sequence[str], options: Mapping[str, Options]
+) -> dict[str, Any]:
     """Flips of every task of a stream: since its own turn, and since the base.
 
     Args:
