@@ -176,11 +176,6 @@ class Learner:
         self._learned = list(state["learned"])
         self._resume = {"tensors": tensors, "state": dict(state)} if state["turn"] is not None else None
 
-    @property
-    def resumes_at_step(self) -> int:
-        """How many steps of the coming turn the loaded snapshot has; 0 if it was taken between turns."""
-        return self.resumed_steps(self._resume)
-
     @staticmethod
     def resumed_steps(snapshot: Snapshot | None) -> int:
         """How many steps of its unfinished turn a snapshot has; 0 if it is of no turn."""

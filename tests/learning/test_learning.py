@@ -225,7 +225,7 @@ def test_a_reset_optimiser_resumes_where_it_was_reset():
         learner, stream = make_learner(train=train)
         if resume:
             learner.load_state_dict(snapshots[0], stream)
-            assert learner.resumes_at_step == 3
+            assert learner.resumed_steps(learner._resume) == 3
         learner.loop(stream[0], checkpoint=snapshots.append)
         weights.append(weights_sha256(learner))
     assert weights[0] == weights[1]

@@ -8,9 +8,6 @@ inputs with the same statistics; digits are thin, garments are filled.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
 
 CLASSES = 10
 KINDS = ("digits", "garments")
