@@ -8,6 +8,7 @@ inputs with the same statistics; digits are thin, garments are filled.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 CLASSES = 10
 KINDS = ("digits", "garments")
