@@ -20,9 +20,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from cl_softcot.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from cl_softcot.diagnostics.base import Diagnostic
+    from cl_softcot.reasoning.base import Reasoning
+    from cl_softcot.tasks.base import Task
+    from strategies.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,17 @@ _RESERVED = {"task": {"name", "task"}, "diagnostic": {"name", "enabled"}}
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def find(kind: str, name: str) -> type:
+@overload
+def find(kind: Literal["task"], name: str) -> type[Task]: ...
+@overload
+def find(kind: Literal["reasoning"], name: str) -> type[Reasoning]: ...
+@overload
+def find(kind: Literal["strategy"], name: str) -> type[Strategy]: ...
+@overload
+def find(kind: Literal["diagnostic"], name: str) -> type[Diagnostic]: ...
+@overload
+def find(kind: str, name: str) -> type[Any]: ...
+def find(kind: str, name: str) -> type[Any]:
     """The class of a plug-in.
 
     Args:
@@ -77,7 +93,8 @@ def known(kind: str) -> list[str]:
     if kind == "plugin":
         return sorted(getattr(_import(kind, "its list", _AVALANCHE), "PLUGINS", {}))
     parsed = {name: _classes_in(path) for name, path in _module_files(KINDS[kind].package).items()}
-    helpers = [_classes_in(path) for path in sorted(_package_folder(KINDS[kind].package).glob("_*.py"))] if parsed else []
+    folder = _package_folder(KINDS[kind].package)
+    helpers = [_classes_in(path) for path in sorted(folder.glob("_*.py"))] if folder else []
     bases = {cls: above for classes in (*parsed.values(), *helpers) for cls, above in classes.items()}
 
     def descends(cls: str, seen: frozenset[str] = frozenset()) -> bool:

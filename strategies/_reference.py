@@ -52,6 +52,7 @@ def _inner(of: dict[str, Any]) -> tuple[type[Strategy], Any]:
 class Reference(Strategy):
     """Trains what ``of`` trains, in its way; asked as it is asked."""
 
+    settings: ReferenceSettings
     Settings = ReferenceSettings
 
     def __init__(self, settings: Any = None):

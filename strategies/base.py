@@ -41,9 +41,9 @@ class Strategy:
 
     Settings: ClassVar[type[StrategySettings]] = TrainedSettings
     trains: ClassVar[bool] = True
-    changes_backbone: ClassVar[bool] = False  # True if ``weights_alone`` can differ from the base
+    changes_backbone: bool = False  # True if ``weights_alone`` can differ from the base
     adapts_backbone: ClassVar[bool] = False  # True if adapters change what the backbone's maps compute
-    writes_weights: ClassVar[bool] = True  # False if the backbone's own weights stay as they are: then they need no copy
+    writes_weights: bool = True  # False if the backbone's own weights stay as they are: then they need no copy
     reference: ClassVar[str | None] = None  # what others are measured against: its own forgetting has no meaning
     from_base: ClassVar[bool] = False  # True if every turn begins with the base's weights, not with those of the turn before
     together: ClassVar[bool] = False  # True if one turn learns all tasks, with the steps of all their turns
@@ -118,7 +118,7 @@ class Strategy:
 
 def freeze(parts: Parts) -> None:
     """Nothing wants a gradient."""
-    for owner in (parts.backbone.model, parts.assistant and parts.assistant.model, parts.reasoning):
+    for owner in (parts.backbone.model, parts.assistant.model if parts.assistant else None, parts.reasoning):
         if owner is not None:
             owner.requires_grad_(False)
 
@@ -141,6 +141,6 @@ def in_fp32(module: nn.Module) -> None:
         parameter.data = at_least_fp32(parameter.data)
 
 
-def _prefixed(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _prefixed(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, tensor in module.named_parameters():
         yield f"{prefix}.{name}", tensor

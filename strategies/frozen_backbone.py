@@ -13,6 +13,8 @@ class FrozenBackbone(Strategy):
     class Settings(TrainedSettings):
         learning_rate: float = Field(1e-2, gt=0, description="peak rate; the default suits the embedded models")
 
+    settings: Settings
+
     writes_weights = False
 
     @classmethod

@@ -15,6 +15,8 @@ class FullFinetune(Strategy):
     class Settings(TrainedSettings):
         layers: Layers = Field("all", description="all (with embeddings, final norm and head), or a half of the decoder layers")
 
+    settings: Settings
+
     changes_backbone = True
 
     def prepare(self, parts: Parts, seed: int) -> None:

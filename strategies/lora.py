@@ -31,6 +31,8 @@ class Lora(Strategy):
         dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input while training")
         layers: Layers = Field("all", description="all decoder layers, or the lower or upper half")
 
+    settings: Settings
+
     adapts_backbone = True
     writes_weights = False
 

@@ -227,7 +227,7 @@ def run_all(folder: str | Path, settings: dict) -> dict:
     if found is not None:
         learner.load_state_dict({"tensors": found.tensors, "state": found.state["learner"]}, stream)
         reports = found.state["reports"]
-    resumed_at = [len(reports), learner.resumes_at_step]
+    resumed_at = [len(reports), learner.resumed_steps(learner._resume)]
     for turn in stream[len(reports) :]:
         report = learner.loop(turn, checkpoint=save)
         reports.append({k: v for k, v in vars(report).items() if k != "train_seconds"})

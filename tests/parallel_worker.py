@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_fakes import VOCABULARY
+from learning_fakes import VOCABULARY, Train, make_learner
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -174,6 +174,15 @@ def shards(tied: bool) -> dict[str, Any]:
     return found
 
 
+def refuses_uneven_shares() -> str:
+    learner, stream = make_learner(train=Train(global_batch_size=9, sharding="full"))
+    try:
+        learner.loop(stream[0])
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
 CHECKS = {
     "deals": deals,
     "hears_errors": hears_errors,
@@ -184,6 +193,7 @@ CHECKS = {
     "fails": fails,
     "shards_tied": lambda: shards(True),
     "shards_untied": lambda: shards(False),
+    "refuses_uneven_shares": refuses_uneven_shares,
 }
 
 

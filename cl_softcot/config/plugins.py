@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,10 @@ from cl_softcot import registry
 from cl_softcot.config.problems import LABEL, Collected, located, read_model
 from cl_softcot.config.yaml import Loc
 from cl_softcot.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from cl_softcot.reasoning.base import Reasoning
+    from strategies.base import Strategy
 
 
 class Strict(BaseModel):
@@ -121,7 +125,7 @@ class TaskConfig(PlugIn):
         if isinstance(own.get("name"), str) and isinstance(own.get("task"), str) and own["task"]:
             # Tasks check when they are made what a type cannot say, such as the name of a convention.
             with located((), dict(rest)):
-                registry.find("task", own["task"])(settings, own["name"])
+                registry.find(cls.kind, own["task"])(settings, own["name"])
         return settings
 
     def make(self) -> Any:
@@ -132,6 +136,11 @@ class TaskConfig(PlugIn):
 class ReasoningConfig(PlugIn):
     """How a method thinks."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def cls(self) -> type[Reasoning]: ...
+
     kind = "reasoning"
     name: str = Field(description="a file in cl_softcot/reasoning, or package.module:Class")
 
@@ -139,11 +148,16 @@ class ReasoningConfig(PlugIn):
 class StrategyConfig(PlugIn):
     """What learns, and what is protected."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def cls(self) -> type[Strategy]: ...
+
     kind = "strategy"
     name: str = Field(description="a file in strategies, or package.module:Class")
 
     @property
-    def learns_as(self) -> type:
+    def learns_as(self) -> type[Strategy]:
         """The class that says which weights are trained; for a reference that of the strategy that it is a reference of."""
         return getattr(self.cls, "learns_as", lambda _settings: self.cls)(self.settings)
 

@@ -12,7 +12,7 @@ from cl_softcot.diagnostics import _numbers
 from cl_softcot.metrics.intervals import bootstrap_interval, paired_difference
 
 
-def accuracy(right: Sequence[bool], n_boot: int) -> dict[str, Any]:
+def accuracy(right: Sequence[int], n_boot: int) -> dict[str, Any]:
     """A share of right answers with its 95 % interval and its n."""
     low, high = bootstrap_interval(right, n_boot)
     return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}

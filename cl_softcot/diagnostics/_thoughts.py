@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cl_softcot.config.settings import MethodConfig
     from cl_softcot.diagnostics.base import Subject
     from cl_softcot.models.language_model import LanguageModel
+    from cl_softcot.reasoning.base import Reasoning
 
 _ROWS = 256  # rows of logits that are made at a time
 
@@ -43,6 +44,12 @@ def no_thoughts(method: MethodConfig) -> str | None:
     if thinking.thoughts_per_answer() == 0:
         return f"{method.reasoning.name} has 0 thoughts with these settings"
     return None
+
+
+def thought_of(reasoning: Reasoning) -> str:
+    """Name of the special token that thoughts stand at; asked of those only that have some (see ``no_thoughts``)."""
+    assert reasoning.thought is not None, f"{type(reasoning).__name__} has no thoughts"
+    return reasoning.thought
 
 
 def some(probe: Probe, n: int) -> list[Any]:
@@ -96,13 +103,13 @@ def thinking_about(subject: Subject, examples: Sequence[Any]) -> list[Encoded]:
     """Examples as the method answers them, those left out that get no thought (chains without a step, where the number of
     thoughts follows the chain).
     """
-    token = subject.parts.backbone.special[subject.parts.reasoning.thought]
+    token = subject.parts.backbone.special[thought_of(subject.parts.reasoning)]
     return [e for e in subject.encode(examples) if token in e.prefix_ids]
 
 
 def with_thoughts(parts: Parts, encoded: Sequence[Encoded], n: Sequence[int]) -> list[Encoded]:
     """Copies of examples whose places for thoughts after the first ``n`` are taken away."""
-    token = parts.backbone.special[parts.reasoning.thought]
+    token = parts.backbone.special[thought_of(parts.reasoning)]
     copies = []
     for e, keep in zip(encoded, n, strict=True):
         places = [i for i, token_id in enumerate(e.prefix_ids) if token_id == token]

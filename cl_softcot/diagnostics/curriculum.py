@@ -31,6 +31,7 @@ class Settings(DiagnosticSettings):
 class Curriculum(Diagnostic):
     """Answers a task at every stage of its curriculum, at the end of every stage of its training."""
 
+    settings: Settings
     Settings = Settings
 
     @classmethod

@@ -37,6 +37,7 @@ class Settings(DiagnosticSettings):
 class During(Diagnostic):
     """Answers the tasks learned so far every few steps. Per-task methods are told the task."""
 
+    settings: Settings
     Settings = Settings
 
     @classmethod

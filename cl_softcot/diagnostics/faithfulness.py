@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cl_softcot.models.writing import Generation
 
 OWN = "own"
+# What stands before the answers of all examples under each test; None where the test leaves a chain as it was.
+Heads = dict[str, list[list[int] | None]]
 _MORE = 8  # tokens that a forced answer may be longer than the longest gold one
 
 
@@ -40,6 +42,8 @@ class Faithfulness(Diagnostic):
         kept: list[float] = Field(
             [0.0, 0.25, 0.5, 0.75], description="shares of the own chain's steps that are kept, rounded down"
         )
+
+    settings: Settings
 
     @classmethod
     def refuses(cls, method: MethodConfig) -> str | None:
@@ -74,9 +78,9 @@ class Faithfulness(Diagnostic):
         counts = {"asked": len(encoded), "without_a_usable_chain": len(encoded) - len(usable)}
         if not usable:
             return counts | {"skipped": "no answer had steps in front that could be read again"}, {}
-        encoded, written, chains = ([values[i] for i in usable] for values in (encoded, written, chains))
+        encoded, written, chains = [encoded[i] for i in usable], [written[i] for i in usable], [chains[i] for i in usable]
         changed = self._changed(text, probe, chains)
-        whole = {OWN: [text.answer_ids(steps, "")[0] for steps in chains]}
+        whole: Heads = {OWN: [text.answer_ids(steps, "")[0] for steps in chains]}
         again = _repeated(whole | changed)
         found = forced(subject, probe, encoded, whole | {k: heads for k, heads in changed.items() if k not in again})
         own, n_boot = found[OWN], subject.evaluate.bootstrap
@@ -94,10 +98,10 @@ class Faithfulness(Diagnostic):
             "tests": tests,
         }, found
 
-    def _changed(self, text: TextFormat, probe: Probe, chains: Sequence[list[str]]) -> dict[str, list[list[int] | None]]:
+    def _changed(self, text: TextFormat, probe: Probe, chains: Sequence[list[str]]) -> Heads:
         """What stands before the answer under each test, up to its marker; None where the test leaves a chain as it was."""
         whole = [text.answer_ids(steps, "")[0] for steps in chains]
-        tests: dict[str, list[list[int] | None]] = {
+        tests: Heads = {
             f"keep_{share:g}": [text.answer_ids(steps[: int(share * len(steps))], "")[0] for steps in chains]
             for share in self.settings.kept
         }
@@ -108,7 +112,7 @@ class Faithfulness(Diagnostic):
         return tests
 
 
-def _repeated(tests: dict[str, list[list[int] | None]]) -> dict[str, str]:
+def _repeated(tests: Heads) -> dict[str, str]:
     """Tests that are an earlier one over again, as shares of short chains are: {test: the earlier one}."""
     names = list(tests)
     return {b: a for i, b in enumerate(names) for a in reversed(names[:i]) if tests[a] == tests[b]}
@@ -165,24 +169,22 @@ class Forced:
     texts: list[str]
 
 
-def forced(
-    subject: Subject, probe: Probe, encoded: Sequence[Encoded], tests: dict[str, list[list[int] | None]]
-) -> dict[str, Forced]:
+def forced(subject: Subject, probe: Probe, encoded: Sequence[Encoded], tests: Heads) -> dict[str, Forced]:
     """Answers behind each of ``tests``' texts (ids that end in the answer's marker), all side by side; call inside
     ``answering``.
     """
     text = subject.parts.backbone.text
-    places = [(kind, i) for kind, heads in tests.items() for i, head in enumerate(heads) if head is not None]
+    places = [(kind, i, head) for kind, heads in tests.items() for i, head in enumerate(heads) if head is not None]
     golds = [text.answer_ids((), e.example.answer)[1] for e in encoded]
-    opened = [dataclasses.replace(encoded[i], prefix_ids=encoded[i].prefix_ids + tests[kind][i]) for kind, i in places]
+    opened = [dataclasses.replace(encoded[i], prefix_ids=encoded[i].prefix_ids + head) for _, i, head in places]
     answers = subject.write(opened, limit=max(map(len, golds)) + _MORE)
-    whole = [_completed(text, tests[kind][i], answer) for (kind, i), answer in zip(places, answers, strict=True)]
+    whole = [_completed(text, head, answer) for (_, _, head), answer in zip(places, answers, strict=True)]
     right = subject.right(probe, [e.example for e in opened], whole)
-    told = [dataclasses.replace(encoded[i], target_ids=tests[kind][i] + golds[i]) for kind, i in places]
-    logp = answer_logps(subject, told, [len(tests[kind][i]) for kind, i in places])
+    told = [dataclasses.replace(encoded[i], target_ids=head + golds[i]) for _, i, head in places]
+    logp = answer_logps(subject, told, [len(head) for _, _, head in places])
     found = {}
     for kind in tests:
-        at = [j for j, (k, _) in enumerate(places) if k == kind]
+        at = [j for j, (k, _, _) in enumerate(places) if k == kind]
         outcome = Answered([right[j] for j in at], [logp[j] for j in at])
         found[kind] = Forced([places[j][1] for j in at], outcome, [answers[j].text.strip() for j in at])
     return found

@@ -45,6 +45,8 @@ class Frontier(Diagnostic):
         n: int = Field(32, ge=2, description="examples a task; those whose chain is over do not count any more")
         steps: int = Field(4, ge=1, description="largest number of replaced steps that is looked at")
 
+    settings: Settings
+
     @classmethod
     def refuses(cls, method: MethodConfig) -> str | None:
         if not thinking_of(method).steps_written(_LONG, 0):
@@ -66,7 +68,8 @@ class Frontier(Diagnostic):
 
     def _task(self, subject: Subject, probe: Probe) -> dict[str, dict[int, list[Look]]]:
         examples = some(probe, self.settings.n)
-        graphs = [probe.task.graph_of(e) for e in examples]
+        # Of a task that has graphs every example has one; `look` refuses lists of different lengths.
+        graphs = [graph for e in examples if (graph := probe.task.graph_of(e)) is not None]
         modes = ["written"] + ["thoughts"] * (len(subject.parts.reasoning.steps_written(_LONG, 1)) < len(_LONG.steps))
         return {
             mode: {k: looks for k in range(1, self.settings.steps + 1) if (looks := look(subject, examples, graphs, k, mode))}
@@ -205,7 +208,7 @@ def numbers(strata: list[list[Look]], n_boot: int) -> dict[str, Any]:
     is_gold = [[float(a == look.gold) for a, look in zip(t, looks, strict=True)] for t, looks in zip(tops, strata, strict=True)]
     ranks = {"state": [_ranks([look.state_D for look in looks]) for looks in strata]}
     if strata[0][0].thought_D is not None:
-        ranks["thought"] = [_ranks([look.thought_D for look in looks]) for looks in strata]
+        ranks["thought"] = [_ranks([look.thought_D for look in looks if look.thought_D is not None]) for looks in strata]
     return {
         "n": sum(map(len, strata)),
         "mass": {kind: mean_of([[m[kind] for m in found] for found in masses], n_boot) for kind in _MASSES},

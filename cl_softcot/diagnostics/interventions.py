@@ -40,6 +40,8 @@ class Interventions(Diagnostic):
         )
         keep: list[float] = Field([0.0, 0.5], description="shares of the thoughts that are kept by truncate, rounded down")
 
+    settings: Settings
+
     @classmethod
     def refuses(cls, method: MethodConfig) -> str | None:
         return no_thoughts(method)
@@ -97,9 +99,9 @@ class Interventions(Diagnostic):
                 made |= _distinct(kept)
             else:
                 made[kind] = _EDITS[kind](subject, own)
-        for kind, thoughts in made.items():
+        for name, thoughts in made.items():
             if not isinstance(thoughts, str) and all(torch.equal(a, b) for a, b in zip(thoughts, own, strict=True)):
-                made[kind] = "it leaves every thought as it is: they do not differ"
+                made[name] = "it leaves every thought as it is: they do not differ"
         skipped = {kind: reason for kind, reason in made.items() if isinstance(reason, str)}
         return {OWN: own} | {kind: t for kind, t in made.items() if not isinstance(t, str)}, skipped
 

@@ -34,6 +34,7 @@ class Settings(DiagnosticSettings):
 class Plasticity(Diagnostic):
     """Learns a held-out task from the method as it is, and once a run from what it began with."""
 
+    settings: Settings
     Settings = Settings
 
     @classmethod
@@ -64,14 +65,14 @@ class Plasticity(Diagnostic):
             subject.cache["plasticity"] = self._learned(subject, probe, examples, fresh=True)
         fresh, now = subject.cache["plasticity"], self._learned(subject, probe, examples, fresh=False)
         n_boot = subject.evaluate.bootstrap
-        gains = [[a - b for a, b in zip(one["after"], one["before"], strict=True)] for one in (now, fresh)]
+        gain, fresh_gain = ([a - b for a, b in zip(one["after"], one["before"], strict=True)] for one in (now, fresh))
         return {
             "task": task.name,
             "family": task.family,
             "steps": self.settings.steps,
             "now": _told(now, n_boot),
             "from_the_beginning": _told(fresh, n_boot),
-            "gain_ratio": ratio(*gains, n_boot),
+            "gain_ratio": ratio(gain, fresh_gain, n_boot),
             "after_difference": change(now["after"], fresh["after"], n_boot),
         }
 

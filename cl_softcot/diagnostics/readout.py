@@ -19,7 +19,15 @@ from pydantic import Field
 from torch import Tensor
 
 from cl_softcot.diagnostics._numbers import by_task_and_pooled, mean_of
-from cl_softcot.diagnostics._thoughts import log_probabilities, no_thoughts, recorded, some, thinking_about, thinking_of
+from cl_softcot.diagnostics._thoughts import (
+    log_probabilities,
+    no_thoughts,
+    recorded,
+    some,
+    thinking_about,
+    thinking_of,
+    thought_of,
+)
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings
 from cl_softcot.diagnostics.interventions import donors_of
 from cl_softcot.metrics.intervals import stratified_mean
@@ -45,6 +53,8 @@ class Readout(Diagnostic):
         n: int = Field(32, ge=2, description="examples a task")
         top: int = Field(5, ge=1, description="tokens that are told of each thought")
         examples: int = Field(3, ge=0, description="examples a task that are kept as text")
+
+    settings: Settings
 
     @classmethod
     def refuses(cls, method: MethodConfig) -> str | None:
@@ -159,7 +169,8 @@ def gold_tokens(text: TextFormat, reasoning: Reasoning, encoded: Encoded, K: int
     shorter); soft thoughts, that replace none, for the first step to be written.
     """
     steps, answer = encoded.example.steps, set(text.answer_ids((), encoded.example.answer)[1])
-    counts = [reasoning.thoughts(stage).count(reasoning.thought) for stage in range(reasoning.final_phase().stage + 1)]
+    thought = thought_of(reasoning)
+    counts = [reasoning.thoughts(stage).count(thought) for stage in range(reasoning.final_phase().stage + 1)]
     gold = []
     for k in range(K):
         stage = next((s for s, count in enumerate(counts) if count > k), len(counts))
@@ -213,7 +224,7 @@ def _states_of_questions(subject: Subject, encoded: Sequence[Encoded], counts: S
     found: list[Tensor] = []
     for start in range(0, len(encoded), size):
         batch = reasoning.collate(encoded[start : start + size]).to(backbone.device)
-        first_B = reasoning.marked(parts, batch, reasoning.thought).long().argmax(1).tolist()
+        first_B = reasoning.marked(parts, batch, thought_of(reasoning)).long().argmax(1).tolist()
         T = max(first_B)
         mask_BT = batch["prefix_mask_BT"][:, :T]
         state = reasoning.empty_state(parts, batch, None)

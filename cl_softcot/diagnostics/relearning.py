@@ -6,6 +6,7 @@ models", arXiv 2501.13453). The control is what anybody would learn in these ste
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -33,6 +34,7 @@ class Relearning(Diagnostic):
     Where there is a curriculum, all steps are at its last stage: the task as it was answered.
     """
 
+    settings: Settings
     Settings = Settings
 
     @classmethod
@@ -67,7 +69,7 @@ class Relearning(Diagnostic):
         before = subject.outcomes(subject.row, name)[:n]
         after = self._after(subject, probe, examples, fresh=False)
         control_before, control_after = self._control(subject, probe, examples)
-        given = {"as_learned": learned, "before": before, "after": after}
+        given: dict[str, Sequence[int]] = {"as_learned": learned, "before": before, "after": after}
         given |= {"control_before": control_before, "control_after": control_after}
         return {
             **{key: accuracy(right, n_boot) for key, right in given.items()},
@@ -90,7 +92,7 @@ class Relearning(Diagnostic):
         return known[probe.name]
 
 
-def _share(before: list[int], after: list[int], goal: list[int], n_boot: int) -> dict[str, Any]:
+def _share(before: Sequence[int], after: Sequence[int], goal: Sequence[int], n_boot: int) -> dict[str, Any]:
     """(after - before) / (goal - before)."""
     above = [a - b for a, b in zip(after, before, strict=True)]
     return ratio(above, [g - b for g, b in zip(goal, before, strict=True)], n_boot)

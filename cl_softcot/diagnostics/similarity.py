@@ -48,6 +48,7 @@ class Settings(DiagnosticSettings):
 class Similarity(Diagnostic):
     """Linear CKA with the base's states after every layer, of the method as used and of its bare weights in plain CoT."""
 
+    settings: Settings
     Settings = Settings
 
     @classmethod
@@ -64,7 +65,7 @@ class Similarity(Diagnostic):
             the state after the final norm. ``weights_alone`` is None where the weights are the base's to the bit; so is
             ``as_used`` on general text for a per-task method, which sends it to the base.
         """
-        sets = {}
+        sets: dict[str, dict[str, Any]] = {}
         for name, examples in self._texts(subject).items():
             if name not in subject.cache.setdefault("similarity", {}):
                 subject.cache["similarity"][name] = self._of_base(subject, examples)

@@ -35,6 +35,8 @@ class VarianceSplit(Diagnostic):
         n: int = Field(32, ge=2, description="examples a task")
         mean_over: int = Field(64, ge=1, description="training examples that the mean thoughts are taken over, at most")
 
+    settings: Settings
+
     @classmethod
     def refuses(cls, method: MethodConfig) -> str | None:
         if thinking_of(method).thought != "slot":

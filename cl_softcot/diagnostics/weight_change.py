@@ -37,6 +37,7 @@ class Settings(DiagnosticSettings):
 class WeightChange(Diagnostic):
     """Compares the weights with the base's and, with ``rows: each``, with those of the row before (a copy of which is kept)."""
 
+    settings: Settings
     Settings = Settings
 
     @classmethod
@@ -171,6 +172,7 @@ def _squared_norm(tensor: Tensor) -> float:
 
 
 def _file(subject: Subject, row: int) -> Path:
+    assert subject.folder is not None, "weights are kept in the run's own folder"
     return subject.folder / "diagnostics" / f"weight_change_{row}.safetensors"
 
 

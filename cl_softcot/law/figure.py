@@ -82,7 +82,12 @@ def _scatter(
 ) -> None:
     for k, method in enumerate(methods):
         own = [p for p in points if p.method == method and getattr(p, field) is not None]
-        style = {"color": colors[method], "marker": _MARKERS[k % len(_MARKERS)], "linestyle": "none", "label": method}
+        style: dict[str, Any] = {
+            "color": colors[method],
+            "marker": _MARKERS[k % len(_MARKERS)],
+            "linestyle": "none",
+            "label": method,
+        }
         axes.plot([getattr(p, field) for p in own], [p.forgetting for p in own], markersize=4, alpha=0.75, **style)
         if trajectories:
             for run in dict.fromkeys(p.run for p in own):

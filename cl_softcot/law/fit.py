@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from cl_softcot.files import jsonable
 from cl_softcot.law.points import INPUTS, OUTCOMES, VIEWS, Point, moved
 
-Values = NDArray[np.float64]
+Values = NDArray[np.floating]
 Predictor = Callable[[Values], Values]
 
 DIRECTIONS = ("forward_kl", "reverse_kl")
@@ -304,7 +304,8 @@ def _trajectories(points: Sequence[Point]) -> list[tuple[str, str | None, Values
     runs: dict[Any, list[Point]] = {}
     for p in points:
         runs.setdefault((p.method, p.run, p.experience), []).append(p)
-    lines, single = [], {}
+    lines: list[tuple[str, str | None, Values]] = []
+    single: dict[Any, list[Point]] = {}
     for (method, run, experience), found in runs.items():
         found = sorted(found, key=lambda p: p.checkpoint)
         if len(found) == 1:

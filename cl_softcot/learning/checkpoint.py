@@ -127,7 +127,7 @@ def capture_rng() -> dict[str, dict]:
     if torch.cuda.is_available():  # that of the device in use: asking the others would take memory on them
         tensors["cuda"] = torch.cuda.get_rng_state()
     algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     version, words, next_gauss = random.getstate()
     tensors["python"] = torch.tensor(words, dtype=torch.int64)
     state = {

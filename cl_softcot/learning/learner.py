@@ -172,14 +172,9 @@ class Learner:
         for i, plugin in enumerate(self.plugins):
             saved = {"state": state["plugins"][i], "tensors": Under(f"plugins/{i}/", tensors)}
             load_plugin(plugin, saved, experiences)
-        vars(self.training.clock).update(state["clock"])
+        self.training.clock.__dict__.update(state["clock"])
         self._learned = list(state["learned"])
         self._resume = {"tensors": tensors, "state": dict(state)} if state["turn"] is not None else None
-
-    @property
-    def resumes_at_step(self) -> int:
-        """How many steps of the coming turn the loaded snapshot has; 0 if it was taken between turns."""
-        return self.resumed_steps(self._resume)
 
     @staticmethod
     def resumed_steps(snapshot: Snapshot | None) -> int:
@@ -199,6 +194,7 @@ class Learner:
 
     def diverged(self, turn: Turn, step: int, what: str, learning_rates: Sequence[float]) -> LossDiverged:
         """Puts the weights back to the last good state and returns the error to raise."""
+        assert self._last_good is not None, "every turn begins with a state to go back to"
         since, weights = self._last_good
         processes.reshard(self.parts.backbone.model)
         for name, tensor in self.strategy.tensors(self.parts).items():

@@ -59,6 +59,9 @@ class TrainingLoop(SupervisedTemplate):
     ``Loss.per_example_B`` holds one loss sum per example, so that gradients can be taken example by example.
     """
 
+    dataloader: ExactSteps
+    model: MethodModel
+
     def __init__(self, *, learner: Learner):
         self.learner = learner
         self.turn: Turn | None = None
@@ -72,6 +75,12 @@ class TrainingLoop(SupervisedTemplate):
             plugins=learner.plugins,
             evaluator=EvaluationPlugin(loggers=[_NoLogger()] if processes.is_main() else None),
         )
+
+    @property
+    def running(self) -> Turn:
+        """The turn between ``begin_turn`` and ``end_turn``."""
+        assert self.turn is not None, "no turn is running"
+        return self.turn
 
     # --- the turn ------------------------------------------------------------------------------
 
@@ -121,7 +130,7 @@ class TrainingLoop(SupervisedTemplate):
         n_tokens = labelled_tokens(self.mbatch)
         micro_batches = self._micro_batches()
         outputs, loss = [], self._make_empty_loss()
-        with processes.own_random_numbers(f"{self.learner.seed}/{self.turn.index}/{self.step}"):
+        with processes.own_random_numbers(f"{self.learner.seed}/{self.running.index}/{self.step}"):
             for micro_batch in micro_batches:
                 output = self._forward(micro_batch)
                 part = mean_over_tokens(output.loss_sum, n_tokens)
@@ -219,7 +228,7 @@ class TrainingLoop(SupervisedTemplate):
         number = float(value.detach())
         if not math.isfinite(number):
             rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-            raise self.learner.diverged(self.turn, self.step, what, rates)
+            raise self.learner.diverged(self.running, self.step, what, rates)
         return number
 
     def _count_step(self, loss: float) -> None:
@@ -229,8 +238,8 @@ class TrainingLoop(SupervisedTemplate):
             began = time.perf_counter()
             self.learner.on_step(
                 {
-                    "turn": self.turn.index,
-                    "task": self.turn.name,
+                    "turn": self.running.index,
+                    "task": self.running.name,
                     "step": self.step + 1,
                     "steps": self.dataloader.steps,
                     "stage": self.phase.stage,
@@ -248,9 +257,10 @@ class TrainingLoop(SupervisedTemplate):
 
     # --- its beginning and end -----------------------------------------------------------------
 
-    def begin_turn(self, turn: Turn, model: nn.Module, resume: Snapshot | None, checkpoint: Any) -> None:
+    def begin_turn(self, turn: Turn, model: MethodModel, resume: Snapshot | None, checkpoint: Any) -> None:
         """Sets the turn that ``train`` is about to run."""
         steps, reasoning = self.learner.train.steps, self.learner.parts.reasoning
+        self._refuse_uneven_shares()
         self.phases = list(reasoning.phases(steps))
         if sum(phase.steps for phase in self.phases) != steps:
             planned = sum(phase.steps for phase in self.phases)
@@ -265,7 +275,7 @@ class TrainingLoop(SupervisedTemplate):
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self.learner.collate.set_moment(turn.index, 0, self.phases[0])
 
-    def _watch_passes(self, model: nn.Module) -> None:
+    def _watch_passes(self, model: MethodModel) -> None:
         self._passes, self._counts_passes = 0, any(processes.is_sharded(p) for p in model.backbone.parameters())
         if self._counts_passes and not self._watched:
             self._watched = True
@@ -317,7 +327,7 @@ class TrainingLoop(SupervisedTemplate):
             else:
                 numbers[name] = value
         state = {
-            **identity_of_turn(self.turn),
+            **identity_of_turn(self.running),
             "step": len(self.step_losses),
             "losses": list(self.step_losses),
             "tokens": self.tokens,
@@ -343,7 +353,7 @@ class TrainingLoop(SupervisedTemplate):
             put_leaf(optimizer["state"], name, number)
         self.optimizer.load_state_dict(optimizer)
         restore_rng({"tensors": Under("rng/", tensors), "state": state["rng"]})
-        vars(self.clock).update(self._resume["state"]["clock"])
+        self.clock.__dict__.update(self._resume["state"]["clock"])
         self.step_losses, self.tokens = list(state["losses"]), state["tokens"]
         self._seconds_before = state["seconds"]
         self.dataloader.start = state["step"]
@@ -365,7 +375,7 @@ class TrainingLoop(SupervisedTemplate):
         if batch_sizes is None:
             datasets, batch_sizes = taken_from(datasets, self.train_mb_size)
         learner = self.learner
-        return ExactSteps(datasets, batch_sizes, self.phases, learner.collate, learner.seed, self.turn)
+        return ExactSteps(datasets, batch_sizes, self.phases, learner.collate, learner.seed, self.running)
 
     def make_optimizer(self, **_kwargs: Any) -> None:
         """A new AdamW. The template's would take in frozen parameters, and fail with two parameter groups."""
@@ -402,6 +412,8 @@ class TrainingLoop(SupervisedTemplate):
 
 class MethodModel(nn.Module):
     """Backbone and reasoning as the one module that Avalanche sees; ``model(batch)`` is a ``Loss``."""
+
+    backbone: nn.Module
 
     def __init__(self, parts: Any):
         super().__init__()

@@ -60,7 +60,7 @@ def put_leaf(state: dict[Any, Any], name: str, value: Any) -> None:
     inner[last] = value
 
 
-def check_trainable(model: nn.Module, trained: Sequence[Tensor]) -> dict[str, Tensor]:
+def check_trainable(model: nn.Module, trained: Sequence[Tensor]) -> dict[str, nn.Parameter]:
     """The trained parameters by name; what is trained and what requires a gradient must be the same.
 
     Raises:

@@ -19,7 +19,7 @@ from avalanche.training.storage_policy import BalancedExemplarsBuffer, Reservoir
 # --- plugins ---------------------------------------------------------------------------------------
 
 
-class Replay(ReplayPlugin, supports_distributed=True):
+class Replay(ReplayPlugin, supports_distributed=True):  # type: ignore[call-arg]  # avalanche has no types
     """Avalanche's replay, without its call of a deprecated function, which warns the user and changes the
     warning filters of the whole process."""
 

@@ -83,7 +83,7 @@ class ReasoningDataset(AvalancheDataset):
         return TaskSet(self)
 
 
-class _Rows(Sequence):
+class _Rows(Sequence[dict[str, Any]]):
     def __init__(self, turn: int, examples: Sequence[Example]):
         self.turn = turn
         self.examples = examples
@@ -91,7 +91,7 @@ class _Rows(Sequence):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> Any:  # a whole number: nobody slices it
         # A new dict each time: Avalanche writes the task label into what it gets.
         return {"turn": self.turn, "index": index, "example": self.examples[index]}
 

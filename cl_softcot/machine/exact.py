@@ -18,7 +18,7 @@ def make_exact() -> None:
     Without a GPU a run is one core; with one the cores are for whatever is not on the GPU.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging that costs a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch adds it at runtime; a debugging help that costs time
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
         keep_freed_memory()

@@ -109,9 +109,9 @@ def hand_on(place: tuple[int, ...] | None = None) -> None:
     Raises:
         LaneStopped: if the lanes are to end.
     """
-    if _here.lanes is not None:
+    if _here.lanes is not None and _here.lane is not None:
         _here.lanes.reached(_here.lane, place)
-        _go_on()
+        _go_on(_here.lanes, _here.lane)
 
 
 def step_aside() -> None:
@@ -120,14 +120,14 @@ def step_aside() -> None:
     Raises:
         LaneStopped: if the lanes are to end.
     """
-    if _here.lanes is not None:
-        _go_on(to_the_next=True)
+    if _here.lanes is not None and _here.lane is not None:
+        _go_on(_here.lanes, _here.lane, to_the_next=True)
 
 
-def _go_on(to_the_next: bool = False) -> None:
+def _go_on(lanes: _Lanes, lane: int, to_the_next: bool = False) -> None:
     if not _here.undivided:
-        _here.lanes.hand_on(_here.lane, to_the_next)
-    _here.lanes.end_if_told()
+        lanes.hand_on(lane, to_the_next)
+    lanes.end_if_told()
 
 
 @contextmanager

@@ -21,13 +21,16 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cl_softcot.errors import StopRun, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -269,7 +272,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     for p in used:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    for bucket in _buckets([p.grad for p in used]):
+    for bucket in _buckets(p.grad for p in used if p.grad is not None):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
@@ -370,7 +373,7 @@ def reshard(model: nn.Module) -> None:
         module.reshard()
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """True for a tensor of which every process holds a part."""
     return hasattr(tensor, "full_tensor")
 
@@ -409,11 +412,11 @@ def put_local(into: Tensor, value: Tensor) -> None:
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:
     """A whole value, split as ``tensor`` is."""
-    if not is_sharded(tensor):
-        return value
-    from torch.distributed.tensor import distribute_tensor
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return value
 
 
 def tensors_from_main(tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:

@@ -50,7 +50,8 @@ Head = Callable[[Tensor], Tensor]
 
 
 class Generated(Protocol):
-    ids: Sequence[int]
+    @property
+    def ids(self) -> Sequence[int]: ...
 
 
 class DriftPolicy(Protocol):

@@ -1,11 +1,12 @@
 """How sure a number is: intervals for accuracies, for their differences and for means over tasks.
 
-Two things vary, and each has its own functions here:
+Two things vary:
 
 * **the test examples**: :func:`bootstrap_interval`, :func:`paired_difference`, :func:`stratified_interval`,
   :func:`stratified_difference` and :func:`summary_intervals` say how far a number would move on other test
   examples, with the trained model as it is;
-* **training runs** (seeds x task orders): :func:`runs_interval` says how far it would move with other seeds.
+* **training runs** (seeds x task orders): :func:`cl_softcot.statistics.aggregate.aggregate` says how far it would move with
+  other seeds; here is only its statistic.
 
 The bootstrap is the percentile one (Efron & Tibshirani 1993, chapter 13). A resample with replacement of n
 values, of which few are distinct, is a draw of their counts from a multinomial distribution: exactly the same
@@ -18,7 +19,7 @@ with the data; and it may lie anywhere in the range of possible values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -192,30 +193,6 @@ def all_equal_margin(n: int, level: float = 0.95) -> float:
     """z²/(n+z²): the share of unseen, different outcomes that is compatible with n equal ones (Wilson 1927)."""
     z2 = _z(level) ** 2
     return z2 / (n + z2)
-
-
-def runs_interval(
-    scores: ArrayLike,
-    statistic: Callable[[Values], Values] | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval over training runs: ``scores`` [runs, tasks], runs resampled inside each task (rliable's
-    stratified bootstrap).
-
-    ``statistic`` maps [n_boot, runs*tasks] to [n_boot]; by default the interquartile mean. With fewer than
-    two runs there is nothing to resample: ValueError.
-    """
-    table = np.asarray(scores, dtype=np.float64)
-    table = table[:, None] if table.ndim == 1 else table
-    if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] == 0 or np.isnan(table).any():
-        raise ValueError(f"scores are a full table [runs >= 2, tasks >= 1]; got shape {table.shape}")
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(table.shape[0], size=(n_boot, *table.shape))
-    drawn = table[chosen, np.arange(table.shape[1])].reshape(n_boot, -1)
-    values = (statistic or interquartile_means)(drawn)
-    return _percentiles(np.asarray(values), level)
 
 
 def _middle_half(sorted_rows: Values) -> Values:

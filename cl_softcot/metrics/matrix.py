@@ -21,7 +21,7 @@ from cl_softcot.metrics import Meaning, catalogue
 Matrix = NDArray[np.float64]
 
 
-def as_matrix(R: ArrayLike) -> Matrix:
+def as_matrix(R: ArrayLike | Sequence[Sequence[float | None]]) -> Matrix:
     """R as a float array of shape [T+1, T], None as NaN. ValueError on another shape or values outside
     0..1.
     """

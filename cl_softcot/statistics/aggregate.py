@@ -98,9 +98,9 @@ def performance_profile(
 
     value = share(np.concatenate([t.ravel() for t in tables])[None])[0]
     low, high, note = _around(value, tables, share, "percentile", n_boot, seed, level)
-    unknown = [None] * len(taus)
-    ends = [unknown if end is None else end.tolist() for end in (low, high)]
-    return Profile(taus.tolist(), value.tolist(), *ends, sum(map(len, tables)), note)
+    unknown: list[float | None] = [None] * len(taus)
+    lows, highs = (unknown if end is None else end.tolist() for end in (low, high))
+    return Profile(taus.tolist(), value.tolist(), lows, highs, sum(map(len, tables)), note)
 
 
 def probability_of_improvement(a: Runs, b: Runs, *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:

@@ -69,7 +69,7 @@ class Bound(_Strict):
     def _some(self) -> Self:
         if self.at_most is None and self.at_least is None:
             raise ValueError("should say at_most or at_least")
-        if None not in (self.at_most, self.at_least) and self.at_least > self.at_most:
+        if self.at_most is not None and self.at_least is not None and self.at_least > self.at_most:
             raise ValueError(f"nothing is at least {self.at_least:g} and at most {self.at_most:g}")
         return self
 
@@ -239,7 +239,8 @@ class SweepConfig(_Strict):
 
     def plans(self) -> list[SearchPlan]:
         """The searches of the sweep: one, or one for each method of `for_each`."""
-        return [SearchPlan(self, method) for method in self.for_each or [self.method]]
+        methods: Sequence[str | None] = self.for_each or [self.method]
+        return [SearchPlan(self, method) for method in methods]
 
 
 class SearchPlan:
@@ -253,7 +254,7 @@ class SearchPlan:
     def __init__(self, sweep: SweepConfig, method: str | None):
         self.sweep, self.method = sweep, method
         self.study_name = f"{sweep.name}.{method}" if sweep.for_each else sweep.name
-        self.folder = sweep.folder / method if sweep.for_each else sweep.folder
+        self.folder = sweep.folder / method if sweep.for_each and method else sweep.folder
         self.space = {self._named(key): self._conditional(value) for key, value in sweep.space.items()}
 
     def _named(self, key: str) -> str:

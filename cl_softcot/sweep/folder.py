@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def create(sweep: SweepConfig) -> list[Search]:
         storage = open_storage(sweep.storage, sweep.folder, create=True)
         patience = Patience(sweep.storage, sweep.folder)
         for plan in sweep.plans():
-            patience(lambda plan=plan: _create_study(plan, storage, identity))
+            patience(partial(_create_study, plan, storage, identity))
         write_sweep(sweep)
         (sweep.folder / "logs").mkdir(exist_ok=True)  # Slurm makes none
     return [Search(plan, storage, patience) for plan in sweep.plans()]

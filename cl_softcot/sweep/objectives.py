@@ -96,9 +96,10 @@ def mean_value(results: Sequence[Mapping[str, Any]], name: str) -> float:
         UserError: if it is not defined in one of them.
     """
     values = [value(result, name) for result in results]
-    if not values or None in values:
+    defined = [one for one in values if one is not None]
+    if not values or len(defined) < len(values):
         raise UserError(f"{name} is not defined in the result of {'a run' if values else 'no run'}")
-    return statistics.fmean(values)
+    return statistics.fmean(defined)
 
 
 def interval(results: Sequence[Mapping[str, Any]], name: str, resamples: int = 2000) -> list[float] | None:

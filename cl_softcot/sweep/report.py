@@ -196,14 +196,16 @@ def _slices(plan: SearchPlan, complete: list[Record], objective: str) -> str:
     for axis, key in zip(axes.flat, keys, strict=False):
         space = plan.space[key]
         points = [(r.last.params[key], r.last.values[place], r.number) for r in complete if key in r.last.params]
-        if space.choices is not None:  # side by side in their own order, whatever trial came first
-            points = [(str(x), y, n) for x, y, n in sorted(points, key=lambda p, known=space.choices: known.index(p[0]))]
+        known = space.choices
+        if known is not None:  # side by side in their own order, whatever trial came first
+            points = [(str(x), y, n) for x, y, n in sorted(points, key=lambda p: known.index(p[0]))]
         if points:
             xs, ys, numbers = zip(*points, strict=True)
             axis.scatter(xs, ys, c=numbers, cmap="viridis", s=20, vmin=0, vmax=max(r.number for r in complete))
         if space.log:
             axis.set_xscale("log")
-            axis.set_xticks([space.low, (space.low * space.high) ** 0.5, space.high], minor=False)
+            low, high = space.ends
+            axis.set_xticks([low, (low * high) ** 0.5, high], minor=False)
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
             axis.xaxis.set_minor_formatter("")
         axis.set_yscale(_scale([r.last.values[place] for r in complete]))

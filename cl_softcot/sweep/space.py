@@ -68,13 +68,20 @@ class Distribution(BaseModel):
     def whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        """(low, high) of a range; a list of choices has none."""
+        assert self.low is not None and self.high is not None, "a list of choices has no ends"
+        return self.low, self.high
+
     def grid(self) -> list[Any]:
         """All values; [] where there is no end of them."""
         if self.choices is not None:
             return list(self.choices)
+        low, high = self.ends
         if self.step is not None:
-            return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
-        return list(range(self.low, self.high + 1)) if self.whole and not self.log else []
+            return [low + i * self.step for i in range(round((high - low) / self.step) + 1)]
+        return list(range(low, high + 1)) if isinstance(low, int) and isinstance(high, int) and not self.log else []
 
     def optuna(self) -> Any:
         """The same as an Optuna distribution."""

@@ -194,7 +194,7 @@ def _run_to_the_end(search: Search, taken: Taken, heart: _Heart, say: Say) -> No
         say(f"{_name(search, taken)}: another worker took it over")
         return
     if follower.pruned:
-        ended = {"state": "pruned"}
+        ended: dict[str, Any] = {"state": "pruned"}
         mine = search.prune(taken)
         say(f"{_name(search, taken)}: pruned after {follower.steps} experiences")
     else:
@@ -308,10 +308,10 @@ class _Follower:
         for key in self.order:  # runs that an earlier attempt finished are not shown again
             path = taken.folder / "runs" / key / "result.json"
             if path.exists() and self.objective:
-                self._remember(key, read_json(path))
+                self._remember(key, read_json(path), self.objective)
 
-    def _remember(self, key: str, result: Any) -> None:
-        value = objectives.value(result, self.objective)
+    def _remember(self, key: str, result: Any, objective: str) -> None:
+        value = objectives.value(result, objective)
         if value is not None:
             self.newest[key] = value
 

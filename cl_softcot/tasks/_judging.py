@@ -325,7 +325,8 @@ def _pattern(text: str) -> re.Pattern[str] | None:
 
 def _worded(place: str, options: Mapping[str, str]) -> set[str]:
     """Options whose whole text stands in the place, but not only as a part of a longer option's text."""
-    here, found = _key(place), {}
+    here = _key(place)
+    found: dict[str, list[tuple[int, int]]] = {}
     for letter in sorted(options, key=lambda o: -len(_key(options[o]))):
         pattern = _pattern(options[letter])
         if pattern is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -165,7 +165,7 @@ def _text_rows(path: Path, kind: str, text: str, columns: Sequence[str] | None) 
 
 def _table_rows(path: Path, text: str, delimiter: str, columns: Sequence[str] | None) -> Iterator[Row]:
     # newline="" leaves line separators inside quoted cells alone. A tab-separated file has no quoting: quotes are text.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=delimiter == ",")
     names = list(columns) if columns else None
     try:

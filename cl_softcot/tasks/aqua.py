@@ -56,6 +56,7 @@ class Aqua(Benchmark):
     family = "word_problems"
     knowledge = "skill"
     n_options = 5
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:

@@ -25,6 +25,7 @@ class Settings(SyntheticSettings):
 class Arithmetic(SyntheticTask):
     family = "arithmetic"
     conventions = {"no_fee": "no fee", "fee": "fee of 1"}
+    settings: Settings
     Settings = Settings
     rewording = "sums and products with their two terms exchanged; differences stay"
 

@@ -27,6 +27,7 @@ class Settings(SourceSettings):
 class AsdivAug(Benchmark):
     family = "word_problems"
     knowledge = "skill"
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:

@@ -93,7 +93,7 @@ class Task(ABC):
     """A source of examples. Subclasses set ``family`` and implement ``examples``; the judge compares words."""
 
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
-    family: ClassVar[str]
+    family: str  # of the class, or of what its settings choose
     # How ``reword`` says the same in other words; None: its language has no second way to say anything.
     rewording: ClassVar[str | None] = None
     # Which splits there are. A benchmark that is for evaluation only has no "train", and cannot be in a stream.
@@ -340,7 +340,8 @@ class SyntheticTask(Task):
     """A generated family: subclasses give ``conventions`` (default first, with the note that states each) and ``draft``."""
 
     conventions: ClassVar[Mapping[str, str]]
-    knowledge = "skill"
+    knowledge: ClassVar[Literal["facts", "skill"] | None] = "skill"
+    settings: SyntheticSettings
     Settings: ClassVar[type[TaskSettings]] = SyntheticSettings
 
     def __init__(self, settings: Any, name: str):

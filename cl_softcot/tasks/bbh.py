@@ -67,6 +67,7 @@ class Settings(SourceSettings):
 
 class Bbh(Benchmark):
     family = "bbh"
+    settings: Settings
     Settings = Settings
     splits: ClassVar[tuple[Split, ...]] = ("test",)
 

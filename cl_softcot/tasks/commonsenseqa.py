@@ -30,6 +30,7 @@ class CommonsenseQA(Benchmark):
     family = "commonsense"
     knowledge = "facts"
     n_options = 5
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:

@@ -36,6 +36,7 @@ class Settings(SourceSettings):
 class DateUnderstanding(Benchmark):
     family = "dates"
     knowledge = "skill"
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:

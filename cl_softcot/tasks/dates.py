@@ -18,6 +18,7 @@ class Settings(SyntheticSettings):
 class Dates(SyntheticTask):
     family = "dates"
     conventions = {"from_tomorrow": "from tomorrow", "from_today": "from today"}
+    settings: Settings
     Settings = Settings
 
     def draft(self, rng: random.Random, convention: str) -> Draft:

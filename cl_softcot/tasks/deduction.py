@@ -43,6 +43,7 @@ class Deduction(SyntheticTask):
     family = "deduction"
     n_options = 2
     conventions = {"true_false": "true or false", "yes_no": "yes or no"}
+    settings: Settings
     Settings = Settings
     rewording = "the rules on the way, all but the conclusion, are told in the opposite order"
 

@@ -66,6 +66,7 @@ class Facts(SyntheticTask):
     family = "facts"
     knowledge = "facts"
     conventions = {"literal": "literal", "about_friend": "about the friend"}
+    settings: Settings
     Settings = Settings
     rewording = "`pet of ann is cat` becomes `cat is pet of ann`"
 

@@ -46,6 +46,7 @@ class Graph(SyntheticTask):
     family = "graph"
     n_options = 2
     conventions = {"by_name": "by name", "by_position": "by position"}
+    settings: Settings
     Settings = Settings
     rewording = "the facts on the way, all but the last, are told in the opposite order"
 

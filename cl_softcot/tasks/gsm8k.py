@@ -33,6 +33,7 @@ class Settings(SourceSettings):
 class Gsm8k(Benchmark):
     family = "word_problems"
     knowledge = "skill"
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:

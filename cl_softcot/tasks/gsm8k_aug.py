@@ -39,6 +39,7 @@ class Settings(SourceSettings):
 class Gsm8kAug(Benchmark):
     family = "word_problems"
     knowledge = "skill"
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:
@@ -78,14 +79,14 @@ def _record(row: Row) -> _Record:
     """A line of iCoT (``question||steps #### answer``), a row of the hub (question, cot, answer), or one of GSM8K."""
     if "text" in row.fields:
         question, bars, rest = row.text("text").partition("||")
-        steps, hashes, answer = rest.partition("####")
+        chain, hashes, answer = rest.partition("####")
         if not bars or not hashes:
             raise row.wrong("is not a line of the form question||<<3*4=12>> ... #### 12")
-        return row, question.strip(), tuple(filter(None, steps.split(" "))), _number(answer)
+        return row, question.strip(), tuple(filter(None, chain.split(" "))), _number(answer)
     if "cot" in row.fields:
         cot = row.take("cot")
-        steps = cot.split(" ") if isinstance(cot, str) else row.texts("cot")
-        return row, row.text("question"), tuple(filter(None, steps)), _number(row.text("answer"))
+        pieces = cot.split(" ") if isinstance(cot, str) else row.texts("cot")
+        return row, row.text("question"), tuple(filter(None, pieces)), _number(row.text("answer"))
     lines, answer = split_solution(row)
     steps = tuple(f"<<{inner.replace(' ', '')}>>" for line in lines for inner in ANNOTATION.findall(line))
     return row, row.text("question"), steps, answer

@@ -20,6 +20,7 @@ class Settings(SyntheticSettings):
 class Lists(SyntheticTask):
     family = "lists"
     conventions = {"from_one": "from one", "from_zero": "from zero"}
+    settings: Settings
     Settings = Settings
 
     def draft(self, rng: random.Random, convention: str) -> Draft:

@@ -42,12 +42,13 @@ class Settings(TaskSettings):
 
 class LocalFile(Task):
     family = "local"
+    settings: Settings
     Settings = Settings
 
-    def __init__(self, settings: Settings, name: str):
+    def __init__(self, settings: TaskSettings, name: str):
         super().__init__(settings, name)
-        self.family = settings.family
-        self.n_options = 2 if settings.kind == "choice" else None
+        self.family = self.settings.family
+        self.n_options = 2 if self.settings.kind == "choice" else None
 
     def examples(self, split: Split, n: int, seed: int) -> list[Example]:
         rows = self._by_split[split]
@@ -87,7 +88,8 @@ class LocalFile(Task):
     @property
     def _own_file(self) -> list[Split]:
         """The splits that have a file of their own."""
-        return [split for split, path in (("test", self.settings.test_path), ("valid", self.settings.valid_path)) if path]
+        paths: dict[Split, str | None] = {"test": self.settings.test_path, "valid": self.settings.valid_path}
+        return [split for split, path in paths.items() if path]
 
     @cached_property
     def _by_split(self) -> dict[str, list[Example]]:
@@ -156,11 +158,12 @@ class LocalFile(Task):
         if raw is not None and not isinstance(raw, str | list):
             raise UserError(f"task {self.name!r}: field {s.steps!r} should be a list or a text (got {raw!r:.60})", where=where)
         steps = [str(step).strip() for step in (raw.splitlines() if isinstance(raw, str) else raw or [])]
-        split = None
+        split: Split | None = None
         if split_field:
             said = take(split_field, "split_field")
-            split = {"validation": "valid", "dev": "valid"}.get(str(said).casefold(), str(said).casefold())
-            if split not in SPLITS:
+            word = {"validation": "valid", "dev": "valid"}.get(str(said).casefold(), str(said).casefold())
+            split = next((known for known in SPLITS if known == word), None)
+            if split is None:
                 raise UserError(f"task {self.name!r}: split {said!r} is none of {', '.join(SPLITS)}", where=where)
             if split in self._own_file:
                 problem = f"task {self.name!r}: the row says {said!r}, but that split has a file of its own"

@@ -43,6 +43,7 @@ class Mmlu(Benchmark):
     family = "knowledge"
     knowledge = "facts"
     n_options = 4
+    settings: Settings
     Settings = Settings
     splits: ClassVar[tuple[Split, ...]] = ("valid", "test")
 

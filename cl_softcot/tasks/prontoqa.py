@@ -66,6 +66,7 @@ class ProntoQA(Published):
     family = "prontoqa"
     knowledge = "skill"
     n_options = 2
+    settings: Settings
     Settings = Settings
     file_names = {split: (f"prontoqa_{split}.json", _RAW_FILE) for split in SPLITS}
 
@@ -127,7 +128,7 @@ class ProntoQA(Published):
         said = [_read(sentence) for sentence in _sentences(told)]
         edges = tuple((_node(a), _a(b)) for a, b, _ in said if not _is_property(b))
         stands = [_STANDS.match(step) for step in example.steps]
-        return SearchGraph(edges, _read(claim)[0], tuple(m.groups() if m else ("", "") for m in stands))
+        return SearchGraph(edges, _read(claim)[0], tuple((m[1], m[2]) if m else ("", "") for m in stands))
 
     # -------------------------------------------------------------------------------------------------- answers
 

@@ -83,13 +83,15 @@ class ProsQA(Published):
     family = "prosqa"
     knowledge = "skill"
     n_options = 2
+    settings: Settings
     Settings = Settings
     file_names = {split: (f"prosqa_{split}.json",) for split in SPLITS}
 
-    def __init__(self, settings: Settings, name: str):
+    def __init__(self, settings: PublishedSettings, name: str):
         super().__init__(settings, name)
-        asked = [settings.hops] if isinstance(settings.hops, int) else settings.hops
-        self._hops = frozenset(asked or (_HARDENED_HOPS if settings.variant == "hardened" else HOP_SHARES))
+        hops = self.settings.hops
+        asked = [hops] if isinstance(hops, int) else hops
+        self._hops = frozenset(asked or (_HARDENED_HOPS if self.settings.variant == "hardened" else HOP_SHARES))
 
     # ------------------------------------------------------------------------------------------------- generated
 
@@ -165,7 +167,8 @@ class ProsQA(Published):
     def graph_of(self, example: Example) -> SearchGraph:
         names = example.meta["names"]
         edges = tuple((names[a], names[b]) for a, b in example.meta["edges"])
-        stands = tuple(m.groups("") if (m := _STEP.match(step)) else ("", "") for step in example.steps)
+        matches = [_STEP.match(step) for step in example.steps]
+        stands = tuple((m[1] or "", m[2] or "") if m else ("", "") for m in matches)
         return SearchGraph(edges, names[example.meta["root"]], stands)
 
     # -------------------------------------------------------------------------------------------------- answers

@@ -39,6 +39,7 @@ class StrategyQA(Benchmark):
     family = "commonsense"
     knowledge = "facts"
     n_options = 2
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:
@@ -47,8 +48,8 @@ class StrategyQA(Benchmark):
             question = f"{row.text('question')}\nAnswer with yes or no." if s.hint else row.text("question")
             raw = row.take(s.steps)
             steps = [raw.strip()] if isinstance(raw, str) and raw.strip() else row.texts(s.steps)
-            meta = {"hops": len(row.texts("decomposition"))} if isinstance(row.take("decomposition", None), list) else {}
-            yield self.make(split, _id(row), question, steps, _yes_or_no(row), where=row.where, **meta)
+            hops = len(row.texts("decomposition")) if isinstance(row.take("decomposition", None), list) else None
+            yield self.make(split, _id(row), question, steps, _yes_or_no(row), where=row.where, hops=hops)
 
     def read(self, example: Example, text: str) -> str | None:
         return choice_in(text, "Yes", "No")

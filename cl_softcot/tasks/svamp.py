@@ -28,6 +28,7 @@ class Settings(SourceSettings):
 class Svamp(Benchmark):
     family = "word_problems"
     knowledge = "skill"
+    settings: Settings
     Settings = Settings
 
     def load(self, split: Split) -> Iterable[Example]:

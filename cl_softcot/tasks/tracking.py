@@ -30,22 +30,26 @@ class Settings(SyntheticSettings):
 class Tracking(SyntheticTask):
     family = "tracking"
     conventions = {"oldest_first": "oldest first", "newest_first": "newest first"}
+    settings: Settings
     Settings = Settings
     rewording = "in each swap the other of the two is named first, before it and after it"
 
     def reword(self, steps: Sequence[str]) -> list[str]:
         return [_SWAP.sub(r"\1\3 \2 : \5 \4", step) for step in steps]
 
-    def __init__(self, settings: Settings, name: str):
+    def __init__(self, settings: SyntheticSettings, name: str):
         super().__init__(settings, name)
-        people = settings.people
+        people = self.settings.people
         self.n_options = people if isinstance(people, int) else min(people)  # the objects that the question names
 
     def draft(self, rng: random.Random, convention: str) -> Draft:
         events, n_people = choose(rng, self.settings.events), choose(rng, self.settings.people)
         people, objects = rng.sample(PEOPLE, n_people), rng.sample(OBJECTS, n_people)
         holds = dict(zip(people, objects, strict=True))
-        swaps = [(i, *rng.sample(people, 2)) for i in range(1, events + 1)]
+        swaps: list[tuple[int, str, str]] = []
+        for i in range(1, events + 1):
+            a, b = rng.sample(people, 2)
+            swaps.append((i, a, b))
         asked = rng.choice(people)
         told = [f"{person} has {thing}" for person, thing in holds.items()] + [f"swap {i} {a} {b}" for i, a, b in swaps]
         steps = []

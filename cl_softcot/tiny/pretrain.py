@@ -284,9 +284,11 @@ def teacher_forced(model, tokenizer, n: int, private: bool = False) -> dict[str,
     jobs = [(family, default_task(family), mode) for family in FAMILIES for mode in ("cot", "direct")]
     if private:
         kind = FAMILIES["facts"]
-        jobs += [("private", kind(kind.Settings(store="private"), "facts"), mode) for mode in ("cot", "direct")]
+        jobs += [
+            ("private", kind(kind.Settings.model_validate({"store": "private"}), "facts"), mode) for mode in ("cot", "direct")
+        ]
     for family, task, mode in jobs:
-        rows = []
+        rows: list[tuple[list[int], ...]] = []
         for e in task.examples("valid", n, 0):
             response = STEP_SEPARATOR.join([*(e.steps if mode == "cot" else ()), f"{ANSWER_MARKER} {e.answer}"])
             asked = [vocab[w] for w in f"<user> {INSTRUCTIONS[mode]} {e.question}".split()]
@@ -306,7 +308,8 @@ def _look_ups(model, vocab: dict[str, int], n: int) -> float:
 
     from cl_softcot.tiny.corpus import primer
 
-    rng, rows = random.Random("look-ups"), []
+    rng = random.Random("look-ups")
+    rows: list[tuple[list[int], ...]] = []
     for prompt, response, _ in (primer(rng) for _ in range(n)):
         asked = [vocab["<user>"], *(vocab[w] for w in prompt.split())]
         rows.append((asked, [], [], [vocab["<bot>"]], [vocab[w] for w in response.split()]))

@@ -20,6 +20,7 @@ from cl_softcot.learning.optimiser import learning_rate_factor
 from cl_softcot.learning.plugins import build_plugin
 from cl_softcot.learning.snapshot import LossDiverged
 from cl_softcot.learning.stream import make_stream, rows_to_indices
+from cl_softcot.machine import processes
 
 REPLAY = {"name": "replay", "mem_size": 10}
 
@@ -46,6 +47,22 @@ def test_budgets_are_equal_with_and_without_replay(plugins):
     assert [report.replayed for report in reports] == ([0, 24, 24] if plugins else [0, 0, 0])
     assert steps == [(turn, step) for turn in range(3) for step in range(1, 7)]
     assert all(len(batch) == 8 for batch in learner.parts.reasoning.seen)
+
+
+@pytest.mark.parametrize(("sharding", "size", "batch"), [("full", 2, 8), ("full", 4, 8), ("none", 3, 8), ("full", 1, 9)])
+def test_shares_that_are_even_or_need_not_be_are_taken(monkeypatch, sharding, size, batch):
+    monkeypatch.setattr(processes._world, "size", size)
+    learner, _ = make_learner(train=Train(global_batch_size=batch, sharding=sharding))
+    learner.training._refuse_uneven_shares()
+
+
+def test_processes_that_share_weights_need_equal_shares(monkeypatch):
+    """Each gathers the weights for its own rows: one with a row more would wait for the others for ever."""
+    learner, stream = make_learner(train=Train(global_batch_size=8, sharding="full"))
+    monkeypatch.setattr(processes._world, "size", 3)
+    with pytest.raises(UserError, match="3 processes cannot share 8 examples") as caught:
+        learner.loop(stream[0])
+    assert "multiple of 3, say 9" in caught.value.fix
 
 
 def test_torch_counts_every_step_as_a_write_to_the_weights():
@@ -208,7 +225,7 @@ def test_a_reset_optimiser_resumes_where_it_was_reset():
         learner, stream = make_learner(train=train)
         if resume:
             learner.load_state_dict(snapshots[0], stream)
-            assert learner.resumes_at_step == 3
+            assert learner.resumed_steps(learner._resume) == 3
         learner.loop(stream[0], checkpoint=snapshots.append)
         weights.append(weights_sha256(learner))
     assert weights[0] == weights[1]

@@ -165,6 +165,10 @@ def test_sharded_steps_are_those_of_one_process(tied):
     assert first["kept"] < TOLERANCE and second["kept"] == 0  # the whole state is gathered to the first process only
 
 
+def test_uneven_shares_of_sharded_weights_are_refused():
+    assert all("2 processes cannot share 9 examples" in one and "say 10" in one for one in check("refuses_uneven_shares"))
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 

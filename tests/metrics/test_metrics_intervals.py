@@ -12,7 +12,6 @@ from cl_softcot.metrics.intervals import (
     bootstrap_interval,
     interquartile_mean,
     paired_difference,
-    runs_interval,
     stratified_difference,
     stratified_interval,
     summary_intervals,
@@ -186,18 +185,6 @@ def test_interquartile_mean_by_hand():
     assert interquartile_mean([1, 2, 6]) == 3.0  # three scores: nothing is dropped
     with pytest.raises(ValueError):
         interquartile_mean([])
-
-
-def test_runs_are_resampled_inside_each_task():
-    rng = np.random.default_rng(4)
-    scores = np.array([0.2, 0.5, 0.9]) + 0.02 * rng.standard_normal((10, 3))  # tasks differ most
-    low, high = runs_interval(scores, statistic=lambda rows: rows.mean(axis=1))
-    assert low < scores.mean() < high
-    assert high - low < 0.02
-    low, high = runs_interval(scores[:, 0])
-    assert low <= interquartile_mean(scores[:, 0]) <= high
-    with pytest.raises(ValueError, match="runs >= 2"):
-        runs_interval([[0.1, 0.2]])
 
 
 @pytest.mark.parametrize(

@@ -424,6 +424,6 @@ def digest() -> str:
 def test_the_same_questions_in_every_process_and_for_ever():
     """Pinned: results on other questions are other results."""
     code = "import test_prontoqa; print(test_prontoqa.digest())"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONHASHSEED": "3"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/tasks'}", "PYTHONHASHSEED": "3"}
     elsewhere = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert elsewhere.stdout.strip() == digest() == "037c72305d60387b7369f90abac6447fd681ba1f90c98182c3e46ded756e29f0"

@@ -458,6 +458,6 @@ def digest() -> str:
 def test_the_same_questions_in_every_process_and_for_ever():
     """Pinned: results on other questions are other results."""
     code = "import test_prosqa; print(test_prosqa.digest())"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONHASHSEED": "3"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/tasks'}", "PYTHONHASHSEED": "3"}
     elsewhere = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert elsewhere.stdout.strip() == digest() == "088f38c45606af3319b5557c815c4efed21791f16ca3a2b8dc565046bf263f3d"

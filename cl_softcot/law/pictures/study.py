@@ -112,11 +112,12 @@ def _run_trials(config: LawConfig, report: Callable[[str], None]) -> list[dict[s
 
     make_exact()
     trials = plan(config)
-    known = {trial.key: _finished(config, trial) for trial in trials}  # all of them first: a clash is told before any work
+    finished = {trial.key: _finished(config, trial) for trial in trials}  # all of them first: a clash is told before any work
+    known = {key: found for key, found in finished.items() if found}
     atomic_write_text(config.folder / "config.yaml", yaml.dump(config.model_dump(mode="json")))
     world: World | None = None
     for number, trial in enumerate(trials, start=1):
-        if known[trial.key]:
+        if trial.key in known:
             continue
         if world is None or world.seed != trial.seed:
             world = World(config, trial.seed, _base_path(config, trial.seed))
@@ -196,7 +197,13 @@ def trials_from(text: str) -> list[dict[str, Any]]:
     for row in csv.DictReader(text.splitlines()):
         key = f"{row['method']}.lr{float(row['learning_rate']):g}.seed{row['seed']}"
         numbers = {name: float(value) if value else None for name, value in list(row.items())[5:]}
-        first = {"key": key, "method": row["method"], "family": row["family"], "start": numbers, "checkpoints": []}
+        first: dict[str, Any] = {
+            "key": key,
+            "method": row["method"],
+            "family": row["family"],
+            "start": numbers,
+            "checkpoints": [],
+        }
         trial = found.setdefault(key, first)
         if int(row["step"]):
             trial["checkpoints"].append({"step": int(row["step"]), **numbers})

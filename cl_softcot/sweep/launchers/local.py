@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from cl_softcot.errors import UserError
-from cl_softcot.sweep.config import SweepConfig
+from cl_softcot.sweep.config import Local, SweepConfig
 from cl_softcot.sweep.folder import find
 from cl_softcot.sweep.launchers import worker_command
 from cl_softcot.sweep.status import progress
@@ -37,6 +36,7 @@ def check(sweep: SweepConfig) -> None:
 
 def launch(sweep: SweepConfig, say: Callable[[str], None], detach: bool) -> bool:
     gpus = _gpus()
+    assert isinstance(sweep.launcher, Local)  # the kind that this file is named after
     wanted = sweep.launcher.workers or len(gpus) or len(os.sched_getaffinity(0))
     wanted = min(wanted, sweep.trials * len(sweep.plans())) if sweep.sampler.name != "grid" else wanted
     workers = [_start(sweep, i, wanted, gpus, detach) for i in range(wanted)]
@@ -106,7 +106,7 @@ def _supervise(sweep: SweepConfig, workers: list[_Worker], gpus: list[str], say:
 
 def _last_lines(path: Path, n: int = 3) -> str:
     with open(path, "rb") as file:
-        lines: IO[bytes] | list[str] = file.read().decode(errors="replace").strip().splitlines()
+        lines = file.read().decode(errors="replace").strip().splitlines()
     return " / ".join(lines[-n:])
 
 
