@@ -86,3 +86,6 @@ class Reference(Strategy):
 
     def weights_alone(self, parts: Parts) -> AbstractContextManager:
         return self.inner.weights_alone(parts)
+
+    def in_plain_cot(self, parts: Parts) -> AbstractContextManager:
+        return self.inner.in_plain_cot(parts)

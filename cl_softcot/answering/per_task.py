@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from cl_softcot.answering.policy import MethodPolicy, answering_fingerprint, brought_along
+from cl_softcot.answering.policy import MethodPolicy, policy_fingerprint
 from cl_softcot.errors import UserError
 from cl_softcot.machine import processes
 from cl_softcot.models.assistant import AssistantStates
@@ -252,12 +252,11 @@ class PerTaskPolicy:
         return self._fingerprints[route]
 
     def _fingerprint_of(self, route: str | None) -> str:
-        bank, strategy = self.bank, self.bank.strategy
+        bank = self.bank
         with bank.active(route):
             if route is None:
                 return self.base.fingerprint
-            weights = bank.parts.backbone.weights_sha256() if strategy.changes_backbone else bank.parts.backbone.fingerprint
-            return answering_fingerprint(weights, bank.parts.reasoning, brought_along(bank.parts, strategy))
+            return policy_fingerprint(bank.parts, bank.strategy)
 
     def _by_route(self, examples: Sequence[Example], work: Callable[[MethodPolicy, list[int]], list]) -> list:
         rows_of: dict[str | None, list[int]] = {}

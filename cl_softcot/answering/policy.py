@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from cl_softcot.machine.lanes import hand_on, undivided
 from cl_softcot.models.batch import Encoded
 from cl_softcot.models.frozen_states import GreedyTexts, ReferenceStates
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.own_weights import kept_tensors
 from cl_softcot.models.writing import Generation, alike, generate, random_numbers
 from cl_softcot.reasoning.base import Parts, Reasoning
 from cl_softcot.reasoning.cot import Cot
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
+    from strategies.base import Strategy
 
 
 class Policy(Protocol):
@@ -55,7 +57,7 @@ class MethodPolicy:
 
     keeps_states = True  # see ``metrics.drift``
 
-    def __init__(self, parts: Parts, strategy: Any | None, *, batch_size: int = 256, weights_alone: bool = False):
+    def __init__(self, parts: Parts, strategy: Strategy | None, *, batch_size: int = 256, weights_alone: bool = False):
         self.parts = dataclasses.replace(parts, reasoning=Cot()) if weights_alone else parts
         self.strategy = strategy
         self.batch_size = batch_size
@@ -129,11 +131,8 @@ class MethodPolicy:
     def fingerprint(self) -> str:
         """Equal for equal weights and an equal way of answering."""
         if self._fingerprint is None:
-            # Hashing a large frozen backbone again and again would take minutes.
-            changed = self.strategy is None or self.strategy.changes_backbone
-            weights = self.parts.backbone.weights_sha256() if changed else self.parts.backbone.fingerprint
             brought = {} if self.strategy is None or self.weights_alone else brought_along(self.parts, self.strategy)
-            self._fingerprint = answering_fingerprint(weights, self.parts.reasoning, brought)
+            self._fingerprint = answering_fingerprint(_hash_of_own(self.parts, self.strategy), self.parts.reasoning, brought)
         return self._fingerprint
 
     def fingerprint_for(self, example: Example) -> str:
@@ -218,10 +217,26 @@ class BasePolicy(MethodPolicy):
         return [h_TD.to(self.parts.backbone.device) for h_TD in found]
 
 
-def brought_along(parts: Parts, strategy: Any) -> dict[str, Tensor]:
-    """The trained tensors that are not the backbone's own weights: adapters, and what the reasoning owns."""
-    tensors = strategy.tensors(parts)
-    return {n: t for n, t in tensors.items() if not n.startswith("backbone.") or ".lora_" in n}
+def _hash_of_own(parts: Parts, strategy: Strategy | None) -> str:
+    """Hash of the backbone's own weights as they are. Those that a strategy promises to leave alone are hashed once: a large
+    frozen backbone again and again would take minutes."""
+    backbone = parts.backbone
+    untouched = strategy is not None and not strategy.writes_weights and not strategy.trained_own(parts)
+    return backbone.fingerprint if untouched else backbone.weights_sha256()
+
+
+def brought_along(parts: Parts, strategy: Strategy) -> dict[str, Tensor]:
+    """Everything that answers besides the backbone's own weights, trained or not: what was put into the backbone, what the
+    reasoning owns, and what the strategy trains elsewhere."""
+    own = {id(tensor) for tensor in parts.backbone.own_weights().values()}
+    found = {f"backbone.{name}": tensor for name, tensor in parts.backbone.brought().items()}
+    found |= {f"reasoning.{name}": tensor for name, tensor in kept_tensors(parts.reasoning).items()}
+    return found | {name: tensor for name, tensor in strategy.tensors(parts).items() if id(tensor) not in own}
+
+
+def policy_fingerprint(parts: Parts, strategy: Strategy) -> str:
+    """That of a method as used, as its tensors are now."""
+    return answering_fingerprint(_hash_of_own(parts, strategy), parts.reasoning, brought_along(parts, strategy))
 
 
 def answering_fingerprint(weights_sha256: str, reasoning: Reasoning, brought: dict[str, Tensor]) -> str:

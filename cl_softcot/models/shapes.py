@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.loading import resolve
+from cl_softcot.models.own_weights import OwnWeights
 
 # Ids under which the table's models stand on the hub too, or which have the same architecture.
 _SAME_SHAPE = {
@@ -125,6 +126,7 @@ class Unloaded(LanguageModel):
         # flash_attention_2 keeps what sdpa keeps, and is not installed everywhere.
         options = {"attn_implementation": "eager" if attention == "eager" else "sdpa"} if attention else {}
         self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval().requires_grad_(False)
+        self.own = OwnWeights(self.model)
         self.config = self.model.config
         self.name, self.marker, self.compute_dtype = name, None, dtype
         self.gradient_checkpointing = self.quantized = False
