@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from cl_softcot.errors import UserError
+from cl_softcot.models.own_weights import Trained
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.registry import find
 from strategies.base import Strategy, StrategySettings
@@ -74,6 +75,9 @@ class Reference(Strategy):
 
     def tensors(self, parts: Parts) -> dict[str, nn.Parameter]:
         return self.inner.tensors(parts)
+
+    def trained(self, parts: Parts) -> Trained:
+        return self.inner.trained(parts)
 
     def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         return self.inner.weight_changes(parts, initial)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cl_softcot.machine import processes
 from cl_softcot.models.head import at_least_fp32
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.own_weights import Trained
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.registry import find
 
@@ -78,6 +79,15 @@ class Strategy:
         """Of these the backbone's own weights, by the names that they were loaded with."""
         trained = {id(tensor) for tensor in self.tensors(parts).values()}
         return {name: tensor for name, tensor in parts.backbone.own_weights().items() if id(tensor) in trained}
+
+    def trained(self, parts: Parts) -> Trained:
+        """How many numbers are trained; parts may have shapes only, and a reasoning that is not built yet (it counts its own)."""
+        own = {id(tensor) for tensor in parts.backbone.own_weights().values()}
+        counts = {"backbone": 0, "adapters": 0, "owned": 0}
+        for name, tensor in self.tensors(parts).items():
+            place = "backbone" if id(tensor) in own else "owned" if name.startswith("reasoning.") else "adapters"
+            counts[place] += tensor.numel()
+        return Trained(**counts)
 
     def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, change, the base's own) of each weight of the backbone that this method may change.

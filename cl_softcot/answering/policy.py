@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,25 +30,62 @@ if TYPE_CHECKING:
     from strategies.base import Strategy
 
 
-class Policy(Protocol):
-    """What answers.
+class Policy(ABC):
+    """What answers: complete, so that whoever measures it asks for nothing else and never looks what is there.
 
-    ``head(hidden_ND)`` gives the logits [N, V] of states that ``hidden_states`` returned.
+    Attributes:
+        keeps_states: ``generate`` takes ``read``, a text for each example, and may put into its answers ``states_TD`` and
+            ``draft_states_TD``: what ``hidden_states`` would give for the answer and for that text, had in the same pass.
+        routed: questions go to different copies, as ``routes`` says.
     """
 
-    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]: ...
+    keeps_states: ClassVar[bool] = False
+    routed: ClassVar[bool] = False
 
-    def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]: ...
+    @abstractmethod
+    def generate(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        sample_seed: int | None = None,
+        *,
+        read: Sequence[Sequence[int]] | None = None,
+    ) -> list[Generation]:
+        """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed."""
 
-    def head(self, hidden_ND: Tensor) -> Tensor: ...
+    @abstractmethod
+    def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each example the states [T_i, D] that predict each of the T_i tokens of its continuation; the first one sits at
+        the end of the prompt. A policy that composes logits gives those, with the identity as its head."""
+
+    @abstractmethod
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """The logits [N, V] of states that ``hidden_states`` returned."""
+
+    def reference_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """``hidden_states`` at continuations that are the same for many policies: a base may keep them."""
+        return self.hidden_states(examples, continuations)
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int | None:
+        """The token that ended an answer of which its ``end_id`` does not say it."""
+        return None
 
-    def fingerprint_for(self, example: Example) -> str: ...
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for equal weights and an equal way of answering; None: not known, so nothing is taken on trust."""
+        return None
+
+    def fingerprint_for(self, example: Example) -> str | None:
+        """That of what answers an example; where all are answered alike ``fingerprint``."""
+        return self.fingerprint
+
+    def routes(self, examples: Sequence[Example]) -> list[str | None]:
+        """The copy that answers each example; None: the base, or the only one that there is."""
+        return [None] * len(examples)
 
 
-class MethodPolicy:
+class MethodPolicy(Policy):
     """A method as it is now. Make a new one after every turn: fingerprints are taken once.
 
     Args:
@@ -55,7 +93,7 @@ class MethodPolicy:
         weights_alone: the bare weights in plain chain of thought, without anything that the method brings.
     """
 
-    keeps_states = True  # see ``metrics.drift``
+    keeps_states = True
 
     def __init__(self, parts: Parts, strategy: Strategy | None, *, batch_size: int = 256, weights_alone: bool = False):
         self.parts = dataclasses.replace(parts, reasoning=Cot()) if weights_alone else parts
@@ -134,9 +172,6 @@ class MethodPolicy:
             brought = {} if self.strategy is None or self.weights_alone else brought_along(self.parts, self.strategy)
             self._fingerprint = answering_fingerprint(_hash_of_own(self.parts, self.strategy), self.parts.reasoning, brought)
         return self._fingerprint
-
-    def fingerprint_for(self, example: Example) -> str:
-        return self.fingerprint
 
     def _encode(self, examples: Sequence[Example]) -> list[Encoded]:
         reasoning, text = self.parts.reasoning, self.parts.backbone.text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -25,8 +25,9 @@ from cl_softcot.models.own_weights import OwnWeights
 from cl_softcot.models.recompute import recomputed
 from cl_softcot.models.text import TextFormat, read_marker
 
-# In the order in which they are added to a tokenizer without them: those of continuous thoughts first, as Coconut adds them,
-# so that they can be put into the softmax without the others (see ``write_markers``).
+# Special tokens with a row in the embedding table, in the order in which they are added to a tokenizer without them: those of
+# continuous thoughts first, as Coconut adds them, so that they can be put into the softmax without the others (see
+# ``write_markers``). A way of thinking may name any others (see ``name_tokens``): they need no row, so no entry here.
 _BUILTIN_TOKENS = {"latent-start": "<bol>", "latent-end": "<eol>", "latent": "<lat>", "slot": "<slot>", "pause": "<pause>"}
 # Architectures whose attention is plain causal in every layer and takes a ready-made 4D mask.
 _READY_MASK = frozenset({"llama", "gpt2", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "phi", "phi3"})
@@ -38,7 +39,7 @@ class LanguageModel:
 
     Attributes:
         model: the Hugging Face model, in eval mode; nothing requires a gradient until a strategy says so.
-        special: ids of slot, latent-start, latent, latent-end, pause.
+        special: ids of the special tokens, by name; see ``name_tokens``.
         vocab_size: V, the number of tokens that can be written. Tokens that were added for thoughts are never written, so
             adding them leaves the model's distribution as it was.
         eos_id: the token that ends an answer, and that is trained to; ``text.end_ids`` are all that answers may stop at.
@@ -125,8 +126,28 @@ class LanguageModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids of any shape -> embeddings [..., D], at the scale at which the first layer reads them."""
-        embeddings = self.model.get_input_embeddings()(ids.to(self.device))
+        ids = ids.to(self.device)
+        if len(self.special) > len(_BUILTIN_TOKENS):  # those that were named later have no row
+            ids = ids.where(ids < self._rows, self.special["slot"])
+        embeddings = self.model.get_input_embeddings()(ids)
         return embeddings if self.core_scale == 1.0 else embeddings * self.core_scale
+
+    def name_tokens(self, names: Iterable[str]) -> None:
+        """Special tokens of these names from now on, where there are none.
+
+        They mark places in a prompt and are found by their ids, which lie behind every vocabulary: they can never be written, and
+        the weights stay as they are. Where nothing is put in such a place, it is read like a slot.
+        """
+        new = [name for name in names if name not in self.special]
+        if new:
+            behind = max(len(self.tokenizer), self._rows, *self.special.values(), *self.text.special.values()) + 1
+            self.special = self.special | {name: behind + i for i, name in enumerate(new)}
+            self.text = self.text.with_tokens(self.special)
+
+    @property
+    def _rows(self) -> int:
+        """Of the embedding table."""
+        return self.model.get_input_embeddings().weight.shape[0]
 
     def run_core(self, inputs_BTD: Tensor, **arguments: Any) -> Tensor:
         """The core on inputs at the scale of ``embed``; hidden states after the final norm, [B, T, D], on the inputs' device."""

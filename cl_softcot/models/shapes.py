@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -132,6 +132,9 @@ class Unloaded(LanguageModel):
         self.gradient_checkpointing = self.quantized = False
         self.width = self.model.get_input_embeddings().weight.shape[1]
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+
+    def name_tokens(self, names: Iterable[str]) -> None:
+        """Nothing is read: no token needs an id."""
 
     def embedding_std(self) -> float:
         """Any: nothing is computed."""

@@ -65,6 +65,7 @@ class Settings(SyntheticSettings):
 class Facts(SyntheticTask):
     family = "facts"
     knowledge = "facts"
+    breaks_down_by = ("hops", "store")
     conventions = {"literal": "literal", "about_friend": "about the friend"}
     Settings = Settings
     rewording = "`pet of ann is cat` becomes `cat is pet of ann`"

@@ -1,4 +1,4 @@
-"""Whatever a strategy brings: it is in the fingerprint, it can be switched off, frozen weights stay, and a checkpoint has it all."""
+"""Whatever a strategy brings: it is in the fingerprint, can be switched off, leaves frozen weights alone, and is resumed."""
 
 from __future__ import annotations
 
