@@ -21,13 +21,29 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def revision() -> str | None:
-    """Git revision of the code that runs, '+dirty' with local changes; None outside a checkout."""
-    here = Path(__file__).parent
+_DIRTY = "+dirty"
+
+
+def revision(root: Path | None = None) -> str | None:
+    """Git revision of the code that runs, '+dirty' with local changes; None outside a checkout.
+
+    A change is a change of a file that git knows, or a new file of code: a folder of results beside it is none.
+    """
+    root = root or Path(__file__).parents[1]
     try:
-        git = lambda *a: subprocess.run(["git", "-C", here, *a], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: E731
-        return git("rev-parse", "HEAD").strip() + (
-            "+dirty" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
-        )
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        new = _git(root, "ls-files", "--others", "--exclude-standard", "--", "cl_softcot/*.py", "strategies/*.py")
     except (OSError, subprocess.SubprocessError):
         return None
+    return head + (_DIRTY if changed or new else "")
+
+
+def is_dirty(revision: str | None) -> bool:
+    """Whether a revision does not say what ran, because the code had been changed since."""
+    return (revision or "").endswith(_DIRTY)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -8,6 +8,7 @@ one never means touching it.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +16,8 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,14 +39,13 @@ class Kind:
 
     package: str
     base: str  # name of the base class in `<package>.base`
-    needs: tuple[str, ...]  # what a class named by `package.module:Class` must have, whatever it inherits
 
 
 KINDS: Mapping[str, Kind] = {
-    "task": Kind("cl_softcot.tasks", "Task", ("examples", "judge")),
-    "reasoning": Kind("cl_softcot.reasoning", "Reasoning", ("encode", "loss")),
-    "strategy": Kind("strategies", "Strategy", ("trainable",)),
-    "diagnostic": Kind("cl_softcot.diagnostics", "Diagnostic", ("measure",)),
+    "task": Kind("cl_softcot.tasks", "Task"),
+    "reasoning": Kind("cl_softcot.reasoning", "Reasoning"),
+    "strategy": Kind("strategies", "Strategy"),
+    "diagnostic": Kind("cl_softcot.diagnostics", "Diagnostic"),
 }
 
 # Avalanche's plug-ins are offered by the file that is allowed to import avalanche, as a dict of name -> class.
@@ -88,6 +89,34 @@ def find(kind: str, name: str) -> type[Any]:
     return _checked(kind, name, _only_class(kind, name))
 
 
+def base_of(kind: str) -> type:
+    """The class that all plug-ins of a kind derive from."""
+    package, name = KINDS[kind].package, KINDS[kind].base
+    return getattr(_import(kind, name, f"{package}.base"), name)
+
+
+def kind_of(cls: type) -> str | None:
+    """What kind of plug-in a class is, by what it derives from; None if it is none."""
+    above = {f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__}
+    return next((kind for kind, its in KINDS.items() if f"{its.package}.base.{its.base}" in above), None)
+
+
+def any_kind(name: str) -> type | ModuleType:
+    """A plug-in whose kind is not told: the class `package.module:Class`, or one of ours by its name; a module `package.module`.
+
+    Raises:
+        UserError: there is none, or the class derives from the base class of no kind.
+    """
+    if ":" not in name:
+        kinds = [kind for kind in KINDS if name in known(kind)]
+        return find(kinds[0], name) if kinds else _import("metric", name, name)
+    kind = kind_of(_by_path("plug-in", name))
+    if kind is None:
+        bases = ", ".join(f"{its.package}.base.{its.base}" for its in KINDS.values())
+        raise UserError(f"{name!r} is no plug-in: it derives from none of {bases}", fix="Derive it from the one that is meant.")
+    return find(kind, name)
+
+
 def known(kind: str) -> list[str]:
     """The names that `find` knows, sorted. Nothing is imported, except for Avalanche's plug-ins."""
     if kind == "plugin":
@@ -104,6 +133,31 @@ def known(kind: str) -> list[str]:
     return sorted(
         name for name, classes in parsed.items() if name != "base" and any(not c.startswith("_") and descends(c) for c in classes)
     )
+
+
+# Packages whose versions stand in the record of every run: what they define is known by that.
+_VERSIONED = frozenset({"builtins", "cl_softcot", "strategies", "abc", "avalanche", "torch", "transformers", "peft", "numpy"})
+_sources: weakref.WeakKeyDictionary[ModuleType, str] = weakref.WeakKeyDictionary()
+
+
+def user_modules(classes: Iterable[type]) -> dict[str, str]:
+    """SHA-256 of the source file of every module of somebody's own that these classes, or those they derive from, are written
+    in: as it was when it was first asked for, which is when it was imported."""
+    found = {}
+    for name in sorted({above.__module__ for cls in classes for above in cls.__mro__}):
+        module, path = sys.modules.get(name), source_file(name)
+        if name.split(".")[0] in _VERSIONED or module is None or path is None:
+            continue
+        if module not in _sources:
+            _sources[module] = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[name] = _sources[module]
+    return found
+
+
+def source_file(module: str) -> Path | None:
+    """The file that an imported module is written in; None where it has none."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return Path(path) if path and path.endswith(".py") and Path(path).is_file() else None
 
 
 def modules_of(package: str) -> dict[str, ModuleType]:
@@ -170,7 +224,7 @@ def _last_name(base: ast.expr) -> str:
 def _only_class(kind: str, name: str) -> type:
     """The single public concrete subclass of the kind's base class that a module defines."""
     package, base_name = KINDS[kind].package, KINDS[kind].base
-    base = getattr(_import(kind, name, f"{package}.base"), base_name)
+    base = base_of(kind)
     module = _import(kind, name, f"{package}.{name}")
     offered = [
         cls
@@ -277,14 +331,14 @@ def _checked(kind: str, name: str, cls: type) -> type:
     if kind == "plugin":
         return cls
     where = f"{cls.__module__}:{cls.__qualname__}"
-    lacks = [need for need in KINDS[kind].needs if not hasattr(cls, need)]
-    if lacks:
-        raise UserError(
-            f"{name!r} is not a {kind}: it has no {' and no '.join(lacks)}",
-            where=where,
-            fix=f"Derive it from {KINDS[kind].package}.base.{KINDS[kind].base}.",
-        )
-    settings = getattr(cls, "Settings", None)
+    base = base_of(kind)
+    if not issubclass(cls, base):
+        path = f"{base.__module__}.{base.__qualname__}"
+        raise UserError(f"{name!r} is not a {kind}: it does not derive from {path}", where=where, fix=f"Derive it from {path}.")
+    if inspect.isabstract(cls):
+        lacks = " and no ".join(sorted(cls.__abstractmethods__))
+        raise UserError(f"{name!r} is not a whole {kind}: it has no {lacks}", where=where, fix="Write what is missing.")
+    settings = cls.Settings
     if not (inspect.isclass(settings) and issubclass(settings, BaseModel)):
         raise UserError(f"{kind} {name!r} has no nested class Settings (a pydantic model)", where=where)
     clash = sorted(_RESERVED.get(kind, {"name"}) & set(settings.model_fields))

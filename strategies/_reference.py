@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from cl_softcot.errors import UserError
+from cl_softcot.models.own_weights import Trained
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.registry import find
 from strategies.base import Strategy, StrategySettings
@@ -76,6 +77,9 @@ class Reference(Strategy):
     def tensors(self, parts: Parts) -> dict[str, nn.Parameter]:
         return self.inner.tensors(parts)
 
+    def trained(self, parts: Parts) -> Trained:
+        return self.inner.trained(parts)
+
     def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         return self.inner.weight_changes(parts, initial)
 
@@ -87,3 +91,6 @@ class Reference(Strategy):
 
     def weights_alone(self, parts: Parts) -> AbstractContextManager:
         return self.inner.weights_alone(parts)
+
+    def in_plain_cot(self, parts: Parts) -> AbstractContextManager:
+        return self.inner.in_plain_cot(parts)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cl_softcot.machine import processes
 from cl_softcot.models.head import at_least_fp32
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.own_weights import Trained
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.registry import find
 
@@ -41,7 +42,7 @@ class Strategy:
 
     Settings: ClassVar[type[StrategySettings]] = TrainedSettings
     trains: ClassVar[bool] = True
-    changes_backbone: bool = False  # True if ``weights_alone`` can differ from the base
+    changes_backbone: bool = False  # True if it trains own weights: then ``weights_alone`` can differ from the base
     adapts_backbone: ClassVar[bool] = False  # True if adapters change what the backbone's maps compute
     writes_weights: bool = True  # False if the backbone's own weights stay as they are: then they need no copy
     reference: ClassVar[str | None] = None  # what others are measured against: its own forgetting has no meaning
@@ -68,9 +69,25 @@ class Strategy:
         parts.reasoning.requires_grad_(True)
 
     def tensors(self, parts: Parts) -> dict[str, nn.Parameter]:
-        """Everything that this method trains, by name; tied tensors once."""
+        """Everything that this method trains, by name; tied tensors once. It is all that a checkpoint keeps of the method: one
+        that trains modules of its own outside of backbone and reasoning adds theirs.
+        """
         named = [*_prefixed("reasoning", parts.reasoning), *_prefixed("backbone", parts.backbone.model)]
         return {name: tensor for name, tensor in named if tensor.requires_grad}
+
+    def trained_own(self, parts: Parts) -> dict[str, Tensor]:
+        """Of these the backbone's own weights, by the names that they were loaded with."""
+        trained = {id(tensor) for tensor in self.tensors(parts).values()}
+        return {name: tensor for name, tensor in parts.backbone.own_weights().items() if id(tensor) in trained}
+
+    def trained(self, parts: Parts) -> Trained:
+        """How many numbers are trained; parts may have shapes only, and a reasoning that is not built yet (it counts its own)."""
+        own = {id(tensor) for tensor in parts.backbone.own_weights().values()}
+        counts = {"backbone": 0, "adapters": 0, "owned": 0}
+        for name, tensor in self.tensors(parts).items():
+            place = "backbone" if id(tensor) in own else "owned" if name.startswith("reasoning.") else "adapters"
+            counts[place] += tensor.numel()
+        return Trained(**counts)
 
     def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, change, the base's own) of each weight of the backbone that this method may change.
@@ -78,18 +95,20 @@ class Strategy:
         Args:
             initial: ``tensors(parts)`` before anything was learned.
         """
+        own = {id(tensor): name for name, tensor in parts.backbone.own_weights().items()}
         for name, tensor in self.tensors(parts).items():
-            if name.startswith("backbone."):
+            if id(tensor) in own:
                 base = processes.whole(initial[name].detach())
-                yield name.removeprefix("backbone."), processes.whole(tensor.detach()) - base, base
+                yield own[id(tensor)], processes.whole(tensor.detach()) - base, base
 
     def trainable(self, parts: Parts) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser: the backbone's, and what the reasoning owns."""
+        """Parameter groups of the optimiser: what the reasoning owns, and before it all the rest, called the backbone's."""
         settings: Any = self.settings
         rates = {"backbone": settings.learning_rate, "reasoning": settings.reasoning_learning_rate or settings.learning_rate}
         groups = []
         for owner, rate in rates.items():
-            tensors = [tensor for name, tensor in self.tensors(parts).items() if name.startswith(owner + ".")]
+            reasonings = owner == "reasoning"
+            tensors = [t for name, t in self.tensors(parts).items() if name.startswith("reasoning.") == reasonings]
             if tensors:
                 groups.append({"name": owner, "params": tensors, "lr": rate, "weight_decay": settings.weight_decay})
         return groups
@@ -112,8 +131,17 @@ class Strategy:
         return contextlib.nullcontext()
 
     def weights_alone(self, parts: Parts) -> AbstractContextManager:
-        """In this context the bare weights of the backbone answer: adapters off."""
-        return contextlib.nullcontext()
+        """In this context the bare weights of the backbone answer, and nothing that was brought to it, whatever it is called."""
+        return parts.backbone.alone()
+
+    def in_plain_cot(self, parts: Parts) -> AbstractContextManager:
+        """In this context what was learned acts on the backbone's own computation, in plain chain of thought: own weights as
+        they have become, adapters on.
+
+        Thoughts and markers are the reasoning's: whoever asks puts plain chain of thought in its place. A strategy whose parts
+        stand in front of the question, or work in thoughts only, switches them off here.
+        """
+        return self.as_used(parts)
 
 
 def freeze(parts: Parts) -> None:

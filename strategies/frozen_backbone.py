@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from pydantic import Field
 
+from cl_softcot.reasoning.base import Parts
 from strategies.base import Strategy, TrainedSettings, reasoning_owns_parts
 
 
@@ -22,3 +25,7 @@ class FrozenBackbone(Strategy):
         if not reasoning_owns_parts(reasoning_name):
             return f"frozen_backbone trains what the reasoning owns, and {reasoning_name} owns nothing; use zero_shot"
         return None
+
+    def in_plain_cot(self, parts: Parts) -> AbstractContextManager:
+        """Nothing that is learned acts on the backbone itself: this is the base."""
+        return self.weights_alone(parts)

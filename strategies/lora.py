@@ -52,11 +52,10 @@ class Lora(Strategy):
             warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right for Conv1D by itself
             torch.manual_seed(seed)
             inject_adapter_in_model(config, backbone.model)
-        for name, parameter in backbone.model.named_parameters():
-            is_adapter = ".lora_" in name
-            parameter.requires_grad_(is_adapter)
-            if is_adapter:
-                parameter.data = parameter.data.float()
+        backbone.model.requires_grad_(False)  # whatever peft has switched on
+        for adapter in backbone.brought().values():
+            adapter.data = adapter.data.float()
+            adapter.requires_grad_(True)
         backbone.model.eval()
 
     @torch.no_grad()

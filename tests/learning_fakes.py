@@ -30,6 +30,7 @@ from cl_softcot.learning import checkpoint  # noqa: E402
 from cl_softcot.learning.learner import Learner  # noqa: E402
 from cl_softcot.learning.stream import make_stream  # noqa: E402
 from cl_softcot.tasks.base import Example  # noqa: E402
+from strategies.base import Strategy  # noqa: E402
 
 VOCABULARY = 24
 EOS = 1
@@ -139,7 +140,7 @@ class FakeReasoning(nn.Module):
 
 
 @dataclass
-class FakeStrategy:
+class FakeStrategy(Strategy):
     """Trains the parameters whose name starts with one of the prefixes, in one group each."""
 
     prefixes: tuple[str, ...] = ("",)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cl_softcot.answering.policy import Policy
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json, read_json, read_jsonl, sha256_of
 from cl_softcot.machine import processes
@@ -58,7 +59,7 @@ class Answers:
         return self.known.get((fingerprint, probe.kind, example.id))
 
 
-def answer(policy: Any, probes: Sequence[Probe], answers: Answers, max_new_tokens: int) -> list[list[Prediction]]:
+def answer(policy: Policy, probes: Sequence[Probe], answers: Answers, max_new_tokens: int) -> list[list[Prediction]]:
     """Every example of each probe answered by the policy and judged; known answers are taken over.
 
     What is missing of all probes is answered together: with the last answers of one begin those of the next.
@@ -110,7 +111,7 @@ class Evaluator:
         tasks: Sequence[Task],
         families: Sequence[Task],
         general: Sequence[Example],
-        base: Any,
+        base: Policy,
         assistant: str | None = None,
     ):
         self.settings = settings
@@ -199,7 +200,7 @@ class Evaluator:
 
     # --------------------------------------------------------------------------------------------------- a row
 
-    def row(self, index: int, policy: Any, alone: Any, folder: Path) -> dict[str, Any]:
+    def row(self, index: int, policy: Policy, alone: Policy, folder: Path) -> dict[str, Any]:
         """Everything that is measured after experience ``index`` (0: before the first). Predictions go to ``folder``.
 
         ``policy`` is the method as used; ``alone`` a policy of its bare weights in plain CoT.
@@ -234,18 +235,19 @@ class Evaluator:
         whole = (index - 1, index)
         return [p if j in whole else replace(p, examples=p.examples[:some]) for j, p in enumerate(self.tasks)]
 
-    def untrained(self, policy: Any) -> list[float]:
+    def untrained(self, policy: Policy) -> list[float]:
         """Accuracy of the base in the method's own mode (its thoughts and prompts, nothing learned yet), a task each."""
         # Not remembered: a run that goes on later does not know them, and answers the rest in the same company as one that does.
         known = Answers(dict(self.answers.known))
         return [accuracy_of(answered) for answered in answer(policy, self.tasks, known, self.settings.max_new_tokens)]
 
-    def _answer(self, policy: Any, probes: Sequence[Probe]) -> dict[str, list[Prediction]]:
+    def _answer(self, policy: Policy, probes: Sequence[Probe]) -> dict[str, list[Prediction]]:
         """By the probes' names, which are all different."""
         answered = answer(policy, probes, self.answers, self.settings.max_new_tokens)
         return {probe.name: predictions for probe, predictions in zip(probes, answered, strict=True)}
 
     def _accuracies(self, used: Mapping[str, list[Prediction]]) -> dict[str, Any]:
+        keys = {probe.name: probe.task.breaks_down_by for probe in self.tasks}
         rows: dict[str, Any] = {"values": [], "n": [], "intervals": [], "unanswered": [], "by": {}}
         for name, predictions in used.items():
             right = [p["outcome"] == "right" for p in predictions]
@@ -253,7 +255,7 @@ class Evaluator:
             rows["n"].append(len(right))
             rows["intervals"].append(list(bootstrap_interval(right, self.settings.bootstrap)))
             rows["unanswered"].append(sum(p["outcome"] == "unanswered" for p in predictions))
-            rows["by"][name] = _broken_down(predictions)
+            rows["by"][name] = _broken_down(predictions, keys[name])
         return rows
 
     def _retention(self, answered: Mapping[str, list[Prediction]]) -> dict[str, Any] | None:
@@ -262,24 +264,23 @@ class Evaluator:
         outcomes = {probe.name: [p["outcome"] == "right" for p in answered[probe.name]] for probe in self.families}
         return retention(outcomes, self.same_family, self.settings.bootstrap)
 
-    def _drifts(self, policy: Any, alone: Any) -> dict[str, dict[str, Any]]:
+    def _drifts(self, policy: Policy, alone: Policy) -> dict[str, dict[str, Any]]:
         """Of both ways of answering, which are one where a method brings nothing but its weights and answers in plain CoT."""
         used = self._drift(policy)
         examples = [example for reference in self._references for example in reference.examples]
         same = all(policy.fingerprint_for(example) == alone.fingerprint_for(example) for example in examples)
         return {"as_used": used, "weights_alone": dict(used) if same else self._drift(alone)}
 
-    def _drift(self, policy: Any) -> dict[str, Any]:
+    def _drift(self, policy: Policy) -> dict[str, Any]:
         return drift(policy, self.base, self._references, max_new_tokens=self.settings.max_new_tokens)
 
-    def _routing(self, policy: Any) -> dict[str, Any] | None:
+    def _routing(self, policy: Policy) -> dict[str, Any] | None:
         """Where a per-task method sends the questions of each probe: {probe: {route: share}}; 'base' where nobody claims it."""
-        route = getattr(policy, "routes", None)
-        if route is None:
+        if not policy.routed:
             return None
         shares: dict[str, Any] = {}
         for probe in (*self.tasks, *self.families):
-            routes = [r or "base" for r in route(probe.examples)]
+            routes = [r or "base" for r in policy.routes(probe.examples)]
             label = probe.name if probe.kind == "task" else f"retention/{probe.name}"
             shares[label] = {r: routes.count(r) / len(routes) for r in sorted(set(routes))}
         return shares
@@ -291,11 +292,11 @@ class _Cost:
     forward_passes: int
 
 
-def _broken_down(predictions: Sequence[Prediction]) -> dict[str, dict[str, list[float]]]:
-    """Accuracy and n by what the task breaks its results down by (hops, store): {"hops=2": [accuracy, n]}."""
+def _broken_down(predictions: Sequence[Prediction], keys: Sequence[str]) -> dict[str, list[float]]:
+    """Accuracy and n by what the task breaks its results down by: {"hops=2": [accuracy, n]}."""
     groups: dict[str, list[bool]] = {}
     for p in predictions:
-        for key in ("hops", "store"):
+        for key in keys:
             if key in p["meta"]:
                 groups.setdefault(f"{key}={p['meta'][key]}", []).append(p["outcome"] == "right")
     return {name: [sum(right) / len(right), len(right)] for name, right in sorted(groups.items())}

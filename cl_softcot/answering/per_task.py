@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from cl_softcot.answering.policy import MethodPolicy, answering_fingerprint, brought_along
+from cl_softcot.answering.policy import MethodPolicy, Policy, policy_fingerprint
 from cl_softcot.errors import UserError
 from cl_softcot.machine import processes
 from cl_softcot.models.assistant import AssistantStates
@@ -22,12 +22,13 @@ from cl_softcot.reasoning.base import Parts
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
+    from strategies.base import Strategy
 
 
 class TaskBank:
     """The copies. The tensors of ``strategy.tensors(parts)`` hold the active one; call after ``strategy.prepare``."""
 
-    def __init__(self, strategy: Any, parts: Parts):
+    def __init__(self, strategy: Strategy, parts: Parts):
         self.strategy = strategy
         self.parts = parts
         self.initial = _clones(strategy.tensors(parts))
@@ -181,7 +182,7 @@ def routing_accuracy(router: Router, examples: Sequence[Example], known: Sequenc
 # -------------------------------------------------------------------------------------------------------- policy
 
 
-class PerTaskPolicy:
+class PerTaskPolicy(Policy):
     """Every question goes to the copy that its route names, or to the base.
 
     Where the copies have heads of their own (all weights fine-tuned) ``hidden_states`` gives logits, and ``head`` is
@@ -189,6 +190,7 @@ class PerTaskPolicy:
     """
 
     keeps_states = True
+    routed = True
 
     def __init__(self, bank: TaskBank, router: Router, base: MethodPolicy | None = None, *, batch_size: int = 256):
         self.bank = bank
@@ -252,12 +254,11 @@ class PerTaskPolicy:
         return self._fingerprints[route]
 
     def _fingerprint_of(self, route: str | None) -> str:
-        bank, strategy = self.bank, self.bank.strategy
+        bank = self.bank
         with bank.active(route):
             if route is None:
                 return self.base.fingerprint
-            weights = bank.parts.backbone.weights_sha256() if strategy.changes_backbone else bank.parts.backbone.fingerprint
-            return answering_fingerprint(weights, bank.parts.reasoning, brought_along(bank.parts, strategy))
+            return policy_fingerprint(bank.parts, bank.strategy)
 
     def _by_route(self, examples: Sequence[Example], work: Callable[[MethodPolicy, list[int]], list]) -> list:
         rows_of: dict[str | None, list[int]] = {}

@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,33 +20,72 @@ from cl_softcot.machine.lanes import hand_on, undivided
 from cl_softcot.models.batch import Encoded
 from cl_softcot.models.frozen_states import GreedyTexts, ReferenceStates
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.own_weights import kept_tensors
 from cl_softcot.models.writing import Generation, alike, generate, random_numbers
 from cl_softcot.reasoning.base import Parts, Reasoning
 from cl_softcot.reasoning.cot import Cot
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
+    from strategies.base import Strategy
 
 
-class Policy(Protocol):
-    """What answers.
+class Policy(ABC):
+    """What answers: complete, so that whoever measures it asks for nothing else and never looks what is there.
 
-    ``head(hidden_ND)`` gives the logits [N, V] of states that ``hidden_states`` returned.
+    Attributes:
+        keeps_states: ``generate`` takes ``read``, a text for each example, and may put into its answers ``states_TD`` and
+            ``draft_states_TD``: what ``hidden_states`` would give for the answer and for that text, had in the same pass.
+        routed: questions go to different copies, as ``routes`` says.
     """
 
-    def generate(self, examples: Sequence[Example], max_new_tokens: int, sample_seed: int | None = None) -> list[Generation]: ...
+    keeps_states: ClassVar[bool] = False
+    routed: ClassVar[bool] = False
 
-    def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]: ...
+    @abstractmethod
+    def generate(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        sample_seed: int | None = None,
+        *,
+        read: Sequence[Sequence[int]] | None = None,
+    ) -> list[Generation]:
+        """Answers in the order of the examples; greedy, or sampled at temperature 1 from the given seed."""
 
-    def head(self, hidden_ND: Tensor) -> Tensor: ...
+    @abstractmethod
+    def hidden_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each example the states [T_i, D] that predict each of the T_i tokens of its continuation; the first one sits at
+        the end of the prompt. A policy that composes logits gives those, with the identity as its head."""
+
+    @abstractmethod
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """The logits [N, V] of states that ``hidden_states`` returned."""
+
+    def reference_states(self, examples: Sequence[Example], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """``hidden_states`` at continuations that are the same for many policies: a base may keep them."""
+        return self.hidden_states(examples, continuations)
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int | None:
+        """The token that ended an answer of which its ``end_id`` does not say it."""
+        return None
 
-    def fingerprint_for(self, example: Example) -> str: ...
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for equal weights and an equal way of answering; None: not known, so nothing is taken on trust."""
+        return None
+
+    def fingerprint_for(self, example: Example) -> str | None:
+        """That of what answers an example; where all are answered alike ``fingerprint``."""
+        return self.fingerprint
+
+    def routes(self, examples: Sequence[Example]) -> list[str | None]:
+        """The copy that answers each example; None: the base, or the only one that there is."""
+        return [None] * len(examples)
 
 
-class MethodPolicy:
+class MethodPolicy(Policy):
     """A method as it is now. Make a new one after every turn: fingerprints are taken once.
 
     Args:
@@ -53,9 +93,9 @@ class MethodPolicy:
         weights_alone: the bare weights in plain chain of thought, without anything that the method brings.
     """
 
-    keeps_states = True  # see ``metrics.drift``
+    keeps_states = True
 
-    def __init__(self, parts: Parts, strategy: Any | None, *, batch_size: int = 256, weights_alone: bool = False):
+    def __init__(self, parts: Parts, strategy: Strategy | None, *, batch_size: int = 256, weights_alone: bool = False):
         self.parts = dataclasses.replace(parts, reasoning=Cot()) if weights_alone else parts
         self.strategy = strategy
         self.batch_size = batch_size
@@ -129,15 +169,9 @@ class MethodPolicy:
     def fingerprint(self) -> str:
         """Equal for equal weights and an equal way of answering."""
         if self._fingerprint is None:
-            # Hashing a large frozen backbone again and again would take minutes.
-            changed = self.strategy is None or self.strategy.changes_backbone
-            weights = self.parts.backbone.weights_sha256() if changed else self.parts.backbone.fingerprint
             brought = {} if self.strategy is None or self.weights_alone else brought_along(self.parts, self.strategy)
-            self._fingerprint = answering_fingerprint(weights, self.parts.reasoning, brought)
+            self._fingerprint = answering_fingerprint(_hash_of_own(self.parts, self.strategy), self.parts.reasoning, brought)
         return self._fingerprint
-
-    def fingerprint_for(self, example: Example) -> str:
-        return self.fingerprint
 
     def _encode(self, examples: Sequence[Example]) -> list[Encoded]:
         reasoning, text = self.parts.reasoning, self.parts.backbone.text
@@ -218,10 +252,26 @@ class BasePolicy(MethodPolicy):
         return [h_TD.to(self.parts.backbone.device) for h_TD in found]
 
 
-def brought_along(parts: Parts, strategy: Any) -> dict[str, Tensor]:
-    """The trained tensors that are not the backbone's own weights: adapters, and what the reasoning owns."""
-    tensors = strategy.tensors(parts)
-    return {n: t for n, t in tensors.items() if not n.startswith("backbone.") or ".lora_" in n}
+def _hash_of_own(parts: Parts, strategy: Strategy | None) -> str:
+    """Hash of the backbone's own weights as they are. Those that a strategy promises to leave alone are hashed once: a large
+    frozen backbone again and again would take minutes."""
+    backbone = parts.backbone
+    untouched = strategy is not None and not strategy.writes_weights and not strategy.trained_own(parts)
+    return backbone.fingerprint if untouched else backbone.weights_sha256()
+
+
+def brought_along(parts: Parts, strategy: Strategy) -> dict[str, Tensor]:
+    """Everything that answers besides the backbone's own weights, trained or not: what was put into the backbone, what the
+    reasoning owns, and what the strategy trains elsewhere."""
+    own = {id(tensor) for tensor in parts.backbone.own_weights().values()}
+    found = {f"backbone.{name}": tensor for name, tensor in parts.backbone.brought().items()}
+    found |= {f"reasoning.{name}": tensor for name, tensor in kept_tensors(parts.reasoning).items()}
+    return found | {name: tensor for name, tensor in strategy.tensors(parts).items() if id(tensor) not in own}
+
+
+def policy_fingerprint(parts: Parts, strategy: Strategy) -> str:
+    """That of a method as used, as its tensors are now."""
+    return answering_fingerprint(_hash_of_own(parts, strategy), parts.reasoning, brought_along(parts, strategy))
 
 
 def answering_fingerprint(weights_sha256: str, reasoning: Reasoning, brought: dict[str, Tensor]) -> str:

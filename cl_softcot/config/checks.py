@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from cl_softcot import registry
-from cl_softcot.config.plugins import ReasoningConfig, TaskConfig
+from cl_softcot.config.plugins import TaskConfig
 from cl_softcot.config.problems import SLUG, told
 from cl_softcot.config.settings import EvaluateConfig, MethodConfig, ModelConfig, TrainConfig, merged, name_of
 from cl_softcot.config.yaml import Loc
@@ -103,13 +103,12 @@ def _check_splits(parts: WellFormed) -> Iterator[tuple[Loc, str, Any]]:
         for i, entry in enumerate(entries):
             config = parts.part(TaskConfig, entry)
             task = config.make() if config else None
-            lacks = [split for split in needed if split not in getattr(task, "splits", needed)]
+            lacks = [split for split in needed if split not in task.splits] if task else []
             if lacks:
-                has = " and ".join(task.splits)
-                reason = f": {task.why_not(lacks[0])}" if hasattr(task, "why_not") else ""
+                has, reason = " and ".join(task.splits), task.why_not(lacks[0])
                 yield (
                     (*loc, i),
-                    f"{config.name!r} has {has} examples only, and {lacks[0]} ones are needed here{reason}",
+                    f"{config.name!r} has {has} examples only, and {lacks[0]} ones are needed here: {reason}",
                     config.name,
                 )
 
@@ -142,17 +141,18 @@ def _check_method(method: Mapping[str, Any], parts: WellFormed) -> Iterator[tupl
     reasoning, strategy, per_task = (method.get(key) for key in ("reasoning", "strategy", "per_task"))
     if reasoning and strategy:
         for mine, other, key in ((reasoning, strategy, "reasoning"), (strategy, reasoning, "strategy")):
-            reason = getattr(mine.cls, "refuses", lambda *_: None)(mine.settings, other.name)
+            reason = mine.cls.refuses(mine.settings, other.name)
             if reason:
                 yield (key,), f"{reasoning.name} and {strategy.name} do not go together: {reason}"
                 break  # one reason is enough for a pair
-    if strategy and parts.backbone and parts.backbone.quantization and getattr(strategy.learns_as, "writes_weights", True):
+    if strategy and parts.backbone and parts.backbone.quantization and strategy.learns_as.writes_weights:
+        others = " or ".join(names_that(lambda learns: not learns.writes_weights))
         yield (
             ("strategy",),
             f"{strategy.name} trains the backbone's own weights, which quantization: {parts.backbone.quantization} makes too "
-            "coarse to learn: use lora or frozen_backbone",
+            f"coarse to learn: use {others}",
         )
-    if reasoning and not parts.assistant and _needs_assistant(reasoning):
+    if reasoning and not parts.assistant and reasoning.cls.needs_assistant(reasoning.settings):
         yield (
             ("reasoning",),
             f"{reasoning.name} with these settings needs an assistant: give `assistant:` a model",
@@ -162,20 +162,20 @@ def _check_method(method: Mapping[str, Any], parts: WellFormed) -> Iterator[tupl
             ("per_task", "routing"),
             "nearest finds the task from an assistant's states: give `assistant:` a model",
         )
-    if per_task and strategy and not getattr(strategy.cls, "trains", True):
+    if per_task and strategy and not strategy.cls.trains:
         yield ("per_task",), f"{strategy.name} trains nothing, so there is nothing to keep one copy a task of"
-    if strategy and getattr(strategy.cls, "reference", None):
+    if strategy and strategy.cls.reference:
         for key, what in (("per_task", "one copy a task"), ("plugins", "plug-ins")):
             if method.get(key):
                 yield (key,), f"{strategy.name} is a reference without a sequence, where {what} would mean nothing"
-    if method.get("plugins") and strategy and not getattr(strategy.cls, "trains", True):
+    if method.get("plugins") and strategy and not strategy.cls.trains:
         yield ("plugins",), f"{strategy.name} trains nothing, so that plug-ins of the training have no effect"
     if parts.train is None:
         return
     train = merged(parts.train, method.get("train"))
     already = set(parts.train.clashes())  # told where they are
     yield from ((("train", field), wrong) for field, wrong in train.clashes() if (field, wrong) not in already)
-    if train.sharding == "full" and strategy and getattr(strategy.cls, "trains", True):
+    if train.sharding == "full" and strategy and strategy.cls.trains:
         if not strategy.learns_as.changes_backbone:
             yield ("strategy",), f"sharding: full splits the backbone's own weights, and {strategy.name} does not train them"
         elif per_task:
@@ -187,9 +187,7 @@ def _check_method(method: Mapping[str, Any], parts: WellFormed) -> Iterator[tupl
             yield ("plugins", i), told(error)
 
 
-def _needs_assistant(reasoning: ReasoningConfig) -> bool:
-    """What the class says (`needs_assistant(settings)`); otherwise its `source`: only free vectors need none."""
-    says = getattr(reasoning.cls, "needs_assistant", None)
-    if callable(says):
-        return bool(says(reasoning.settings))
-    return getattr(reasoning.settings, "source", None) in ("assistant", "random")
+def names_that(fits: Callable[[Any], bool]) -> list[str]:
+    """The names of our strategies that learn turn by turn and fit; imports them all."""
+    found = {name: registry.find("strategy", name) for name in registry.known("strategy")}
+    return [name for name, learns in found.items() if learns.trains and not learns.reference and fits(learns)]

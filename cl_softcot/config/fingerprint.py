@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
+from cl_softcot import registry
 from cl_softcot.config import yaml
 from cl_softcot.config.additions import identity_of
 from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.plugins import PlugIn, TaskConfig
+from cl_softcot.config.settings import MethodConfig
 
 # --- writing ---------------------------------------------------------------------------------------
 
@@ -25,7 +29,9 @@ def to_yaml(config: Experiment) -> str:
 
 def fingerprint(config: Experiment) -> str:
     """SHA-256, in hex, of all that can change a number: everything but `output_dir` and `tracking`."""
-    return _hash({key: value for key, value in identity_of(config).items() if key not in ("output_dir", "tracking")})
+    data = {key: value for key, value in identity_of(config).items() if key not in ("output_dir", "tracking")}
+    modules = user_modules(config, config.methods, config.tasks)
+    return _hash({**data, **({"user_modules": modules} if modules else {})})
 
 
 def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> str:
@@ -36,6 +42,7 @@ def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> s
     """
     data = identity_of(config)
     chosen = config.method(method)
+    modules = modules_of_run(config, method, order)
     return _hash(
         {
             **{key: data[key] for key in ("backbone", "assistant", "evaluate")},
@@ -44,8 +51,22 @@ def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> s
             "method": {k: v for k, v in identity_of(chosen).items() if k != "train"},
             "seed": seed,
             **({"diagnostics": [identity_of(d) for d in config.measured]} if config.measured else {}),
+            **({"user_modules": modules} if modules else {}),
         }
     )
+
+
+def modules_of_run(config: Experiment, method: str, order: str) -> dict[str, str]:
+    """Somebody's own modules that a run is made with, and the SHA-256 of their files: a change of one is a change of the run."""
+    return user_modules(config, [config.method(method)], config.tasks_in(order))
+
+
+def user_modules(config: Experiment, methods: Sequence[MethodConfig], tasks: Sequence[TaskConfig]) -> dict[str, str]:
+    """The same of these methods and tasks, with what is measured besides."""
+    named: list[PlugIn] = [*tasks, *(config.evaluate.retention_tasks or ()), *config.measured]
+    named += [part for method in methods for part in (method.reasoning, method.strategy)]
+    plugins = [plugin.cls for method in methods for plugin in method.plugins if ":" in plugin.name]
+    return registry.user_modules([*(cls for one in named for cls in one.classes), *plugins])
 
 
 def _hash(data: Any) -> str:

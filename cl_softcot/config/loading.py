@@ -80,7 +80,7 @@ def _choose_methods(tree: Tree) -> None:
         return  # that is told by itself
     known = [name_of(entry) for entry in methods]
     if not isinstance(wanted, list) or not wanted:
-        tree.problems.append(Problem(mark, "methods_only: should be a list of methods, such as [full_coconut, softcot]"))
+        tree.problems.append(Problem(mark, "methods_only: should be a list of methods, such as [first, second]"))
         return
     for name in wanted:
         if name not in known:

@@ -48,9 +48,14 @@ class PlugIn(Strict):
     settings: SerializeAsAny[BaseModel] = Field(description="the class's own settings; in the YAML beside the name")
 
     @property
-    def cls(self) -> type:
+    def cls(self) -> Any:
         """The class that is meant (imported now, if it was not before)."""
         return registry.find(self.kind, getattr(self, self.selector))
+
+    @property
+    def classes(self) -> list[type]:
+        """Somebody's own classes, named by path, that decide what this does. Ours are not imported to find out."""
+        return [self.cls] if ":" in getattr(self, self.selector) else []
 
     @classmethod
     def spell_out(cls, data: Any) -> Any:
@@ -159,7 +164,20 @@ class StrategyConfig(PlugIn):
     @property
     def learns_as(self) -> type[Strategy]:
         """The class that says which weights are trained; for a reference that of the strategy that it is a reference of."""
-        return getattr(self.cls, "learns_as", lambda _settings: self.cls)(self.settings)
+        return self.cls.learns_as(self.settings)
+
+    @property
+    def classes(self) -> list[type]:
+        named_inside = any(":" in text for text in _texts_in(self.settings.model_dump()))
+        return [*super().classes, *([self.learns_as] if named_inside else [])]
+
+
+def _texts_in(data: Any) -> Iterator[str]:
+    if isinstance(data, Mapping):
+        for value in data.values():
+            yield from _texts_in(value)
+    elif isinstance(data, str):
+        yield data
 
 
 class DiagnosticConfig(PlugIn):

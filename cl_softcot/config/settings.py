@@ -107,7 +107,8 @@ class TrainConfig(Strict):
         "through the task's examples, as Coconut's published code does, which loses the warm means again and again",
     )
     sharding: Annotated[Literal["none", "full"], ADDED_LATER] = Field(
-        "none", description="full: weights, gradients and optimiser states are split over the processes (full_finetune only)"
+        "none",
+        description="full: weights, gradients and optimiser states are split over the processes",
     )
 
     def clashes(self) -> Iterator[tuple[str, str]]:
@@ -164,8 +165,8 @@ class MethodConfig(Strict):
     """One row of every table: how it thinks, what learns, and what is protected."""
 
     name: str = Field(pattern=SLUG, description="unique label of the method in tables, charts and folders")
-    reasoning: ReasoningConfig = Field(description="how it thinks: direct, cot, pause, coconut, softcot, ...")
-    strategy: StrategyConfig = Field(description="what learns: zero_shot, full_finetune, lora, frozen_backbone, ...")
+    reasoning: ReasoningConfig = Field(description="how it thinks: a file in cl_softcot/reasoning, or package.module:Class")
+    strategy: StrategyConfig = Field(description="what learns: a file in strategies, or package.module:Class")
     per_task: PerTaskConfig | None = Field(None, description="one copy of the trained parts a task (null: one for all)")
     plugins: list[PluginConfig] = Field([], description="plug-ins of Avalanche, such as {name: replay, mem_size: 200}")
     train: TrainConfig | None = Field(None, description="what differs from the experiment's `train` for this method")

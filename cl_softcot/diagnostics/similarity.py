@@ -27,6 +27,7 @@ from torch import Tensor
 from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings, Subject
 from cl_softcot.metrics.drift import written_ids
 from cl_softcot.models.batch import Encoded
+from cl_softcot.models.own_weights import only_looks
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.reasoning.cot import Cot
 
@@ -156,7 +157,7 @@ def _last_outputs(backbone: LanguageModel) -> Iterator[list[Tensor]]:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             outputs[i] = output[0] if isinstance(output, tuple) else output
 
-        return hook
+        return only_looks(hook)
 
     handles = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(backbone.layers)]
     try:

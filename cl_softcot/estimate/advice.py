@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cl_softcot.config.checks import names_that
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.settings import MethodConfig, TrainConfig
 from cl_softcot.estimate.footprint import Footprint, footprint_of
@@ -120,7 +121,8 @@ def advise(config: Experiment, method: MethodConfig, text: TextLengths, device: 
             if (memory := need(changed, n)).peak <= device.room:
                 split = f"train.sharding: full and train.micro_batch_size: 1 on {n} GPUs"
                 return f"{split} would make it {amount(memory.peak)} on each"
-    return "use a smaller backbone, adapters (strategy: lora), or a larger GPU"
+    light = " or ".join(names_that(lambda learns: not learns.writes_weights))
+    return f"use a smaller backbone, a strategy that leaves its weights alone ({light}), or a larger GPU"
 
 
 def _next_change(

@@ -22,7 +22,6 @@ from cl_softcot.estimate.sizes import (
     FP32,
     GB,
     Sizes,
-    Trained,
     assistant_of,
     micro_batch,
     once,
@@ -33,6 +32,7 @@ from cl_softcot.estimate.sizes import (
 )
 from cl_softcot.models.head import LOGITS_AT_ONCE
 from cl_softcot.models.loading import resolve
+from cl_softcot.models.own_weights import Trained
 from cl_softcot.models.shapes import architecture, as_on_a_device, period, without_memory
 from cl_softcot.models.text import read_marker
 from cl_softcot.models.writing import WAITING
@@ -115,7 +115,8 @@ def _config(model_config: Any) -> Any:
 
 def _kept(method: Any, model_config: Any, plan: Passes, batch_size: int, layers: int | None) -> float:
     with without_memory():
-        strategy, backbone = prepared(method, model_config, layers)
+        strategy, parts = prepared(method, model_config, layers)
+        backbone = parts.backbone
     with as_on_a_device(backbone.model):
         own = {p.untyped_storage()._cdata for p in backbone.model.parameters()}
         kept: dict[int, tuple[Any, int]] = {}
@@ -239,7 +240,7 @@ def _what_stays(config: Any, method: Any, sizes: Sizes, assistant: Sizes | None,
     if method.strategy.learns_as.writes_weights:
         stays["the base itself, for drift and retention"] = frozen / spread
     if assistant:
-        copies = 2 if getattr(method.reasoning.settings, "source", None) == "random" else 1
+        copies = method.reasoning.cls.assistant_use(method.reasoning.settings).models
         stays["assistant"] = copies * weight_bytes(assistant, config.assistant)
     return {name: size for name, size in stays.items() if size}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 
+from cl_softcot.models.own_weights import Trained
 from cl_softcot.models.shapes import Unloaded, architecture, without_memory
 from cl_softcot.reasoning.base import Parts
 
@@ -72,32 +73,21 @@ def sizes_of(path: str, trust_remote_code: bool = False) -> Sizes:
         )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """Numbers that a method trains: of the backbone itself, of adapters in it, and of what the reasoning owns."""
-
-    backbone: int
-    adapters: int
-    owned: int
-
-    @property
-    def total(self) -> int:
-        return self.backbone + self.adapters + self.owned
-
-
-def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple[Any, Unloaded]:
-    """The method's strategy, prepared on a backbone without numbers. Use inside of ``without_memory``."""
+def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple[Any, Parts]:
+    """The method's strategy, prepared on a backbone without numbers and a reasoning that is not built. Use inside of
+    ``without_memory``."""
     config = architecture(model_config.path, trust_remote_code=model_config.trust_remote_code)
     attention = model_config.attention or ("eager" if model_config.path.startswith("builtin:") else None)
     backbone = Unloaded(config, getattr(torch, model_config.dtype), attention, layers, model_config.path)
     backbone.quantized = bool(model_config.quantization)
     strategy = method.strategy.cls(method.strategy.settings)
-    strategy.prepare(Parts(backbone, None, method.reasoning.cls(method.reasoning.settings)), 0)
+    parts = Parts(backbone, None, method.reasoning.cls(method.reasoning.settings))
+    strategy.prepare(parts, 0)
     backbone.model.train(strategy.trains)
     for module in backbone.model.modules():
         if hasattr(module, "attn_dropout"):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
             module.attn_dropout.p = 0.0
-    return strategy, backbone
+    return strategy, parts
 
 
 def trained_numbers(method: Any, model_config: Any, assistant_width: int | None) -> Trained:
@@ -106,27 +96,25 @@ def trained_numbers(method: Any, model_config: Any, assistant_width: int | None)
         return Trained(0, 0, 0)
     width = sizes_of(model_config.path, model_config.trust_remote_code).width
     owned = method.reasoning.cls.owned_numbers(method.reasoning.settings, width, assistant_width)
-    return Trained(*once(("trained", method.strategy, model_config.path), lambda: _in_the_model(method, model_config)), owned)
+    inside: Trained = once(("trained", method.strategy, model_config.path), lambda: _without_the_reasoning(method, model_config))
+    return replace(inside, owned=owned)
 
 
-def _in_the_model(method: Any, model_config: Any) -> tuple[int, int]:
+def _without_the_reasoning(method: Any, model_config: Any) -> Trained:
     with without_memory():
-        _, backbone = prepared(method, model_config)
-        counts = {True: 0, False: 0}
-        for name, parameter in backbone.model.named_parameters():
-            counts[".lora_" in name] += parameter.numel() * parameter.requires_grad
-    return counts[False], counts[True]
+        strategy, parts = prepared(method, model_config)
+        return strategy.trained(parts)
 
 
-_KNOWN: dict[str, Any] = {}
+_COUNTED: dict[str, Any] = {}
 
 
 def once(key: Any, compute: Callable[[], Any]) -> Any:
     """What was counted before is not counted again: advice asks for the same model many times."""
     key = repr(key)  # settings may hold lists
-    if key not in _KNOWN:
-        _KNOWN[key] = compute()
-    return _KNOWN[key]
+    if key not in _COUNTED:
+        _COUNTED[key] = compute()
+    return _COUNTED[key]
 
 
 def assistant_of(config: Any, method: Any) -> Any | None:

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from cl_softcot.estimate.passes import Passes, TextLengths, all_passes_of, passes_of
-from cl_softcot.estimate.sizes import FP32, Sizes, Trained, assistant_of, micro_batch, sizes_of, trained_numbers, weight_bytes
+from cl_softcot.estimate.sizes import FP32, Sizes, assistant_of, micro_batch, sizes_of, trained_numbers, weight_bytes
+from cl_softcot.models.own_weights import Trained
+from cl_softcot.reasoning.cot import Cot
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _rows_seconds(config: Any, method: Any, sizes: Sizes, texts: Mapping[str, Te
     """What a run answers that nobody answered before it: answers of equal weights are taken over."""
     if not method.strategy.cls.trains:
         assisted = method.reasoning.cls.needs_assistant(method.reasoning.settings)
-        plain = method.reasoning.name == "cot"
+        plain = method.reasoning.cls is Cot
         # Prompts of its own: everything once. Plain CoT is the base itself.
         rows = {"tasks": 0 if plain else 1, "families": 0 if plain else 1, "drift": 0 if plain else 1}
         own = sum(_all_answers_seconds(config, method, sizes, texts, gpu, **rows))
@@ -200,6 +202,6 @@ def _assistant_seconds(config: Any, method: Any, text: TextLengths, gpu: Gpu) ->
     questions = config.evaluate.test + (train.examples if method.strategy.cls.trains else 0)
     flops = gpu.fp32_flops if helper.dtype == "float32" else gpu.half_flops
     seconds = questions * 2 * sizes.layers * text.prompt / (flops * gpu.utilisation)
-    writes = getattr(method.reasoning.settings, "max_new_tokens", 0)
+    writes = method.reasoning.cls.assistant_use(method.reasoning.settings).writes
     step = _at_least(0.0, 1, weight_bytes(sizes, helper), sizes.depth, helper.dtype, gpu)
     return seconds + math.ceil(questions / config.evaluate.batch_size) * min(writes, 2 * (text.steps + text.answer)) * step

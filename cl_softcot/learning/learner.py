@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ from cl_softcot.learning.snapshot import (
 )
 from cl_softcot.learning.stream import Stream, Turn, experiences_of
 from cl_softcot.machine import processes
+
+if TYPE_CHECKING:
+    from cl_softcot.config.settings import TrainConfig
+    from cl_softcot.reasoning.base import Parts
+    from strategies.base import Strategy
 
 
 class Learner:
@@ -51,18 +56,24 @@ class Learner:
             May look at the weights, and has to leave everything as it was.
 
     Raises:
-        UserError: for a plugin that cannot work here.
+        UserError: for a plugin that cannot work here, or a strategy that trains what it shares with others.
     """
 
     def __init__(
         self,
-        parts: Any,
-        strategy: Any,
-        train: Any,
+        parts: Parts,
+        strategy: Strategy,
+        train: TrainConfig,
         plugins: Sequence[Any] = (),
         seed: int = 0,
         on_step: Callable[[dict], None] | None = None,
     ):
+        if not strategy.writes_weights and strategy.trained_own(parts):
+            raise UserError(
+                f"{type(strategy).__name__} trains the backbone's own weights, and says that it leaves them alone, so that they "
+                "are shared with the base",
+                fix="Say writes_weights = True in its class: then every run gets a copy.",
+            )
         self.parts = parts
         self.strategy = strategy
         self.train = train

@@ -36,6 +36,7 @@ from cl_softcot.learning.optimiser import check_trainable, learning_rate_factor,
 from cl_softcot.learning.snapshot import Snapshot, TurnReport, Under, identity_of_turn
 from cl_softcot.learning.stream import Turn
 from cl_softcot.machine import processes
+from cl_softcot.models.own_weights import only_looks
 
 # Avalanche comes after stream.py, which prepares its import.
 # isort: split
@@ -283,7 +284,7 @@ class TrainingLoop(SupervisedTemplate):
             def count(*_: Any) -> None:
                 self._passes += 1
 
-            self.learner.parts.backbone.core.register_forward_pre_hook(count)
+            self.learner.parts.backbone.core.register_forward_pre_hook(only_looks(count))
 
     def _refuse_uneven_shares(self) -> None:
         """Processes that share weights gather them for every micro-batch, so that all need equally many."""

@@ -16,19 +16,6 @@ out and both distributions renormalised over the rest. Prompts are each side's o
 CoT, the policy with all that it brings (thoughts, adapters, routing). Lower is nearer; drift is not
 forgetting, but a hypothesis about it.
 
-A *policy* is anything with
-
-* ``hidden_states(examples, continuations) -> list of [T_i, D]``: for example i the states that predict each
-  of the T_i tokens of ``continuations[i]`` (the first one sits at the end of the prompt),
-* ``head([N, D]) -> logits [N, V]`` (a method that composes logits returns those as its states, with the
-  identity as head; so does one in which examples have heads of their own),
-* ``generate(examples, max_new_tokens, sample_seed=None) -> list`` of objects with ``ids`` (greedy without a
-  seed); where they also say that the text is ``finished``, ``eos_id`` is what ended it and was left out of
-  ``ids``. If the policy has ``keeps_states``, it takes ``read=continuations`` and may put ``states_TD`` and
-  ``draft_states_TD`` there: what ``hidden_states`` would be, of the text and of the continuation, had in one pass,
-* ``fingerprint_for(example) -> str`` or ``fingerprint: str``: equal for equal weights and equal way of
-  answering.
-
 Only hidden states are kept of the base, D numbers a token in place of V.
 """
 
@@ -37,33 +24,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cl_softcot.metrics import Meaning
 
+if TYPE_CHECKING:
+    from cl_softcot.answering.policy import Policy
+    from cl_softcot.models.writing import Generation
+
 DIRECTIONS = ("forward_kl", "reverse_kl")
 
 Head = Callable[[Tensor], Tensor]
-
-
-class Generated(Protocol):
-    @property
-    def ids(self) -> Sequence[int]: ...
-
-
-class DriftPolicy(Protocol):
-    """What this file asks of a policy; besides, where it has them: ``eos_id``, ``fingerprint_for``,
-    ``fingerprint``.
-    """
-
-    def hidden_states(self, examples: Sequence[Any], continuations: Sequence[list[int]]) -> Sequence[Tensor]: ...
-
-    def head(self, hidden_ND: Tensor) -> Tensor: ...
-
-    def generate(self, examples: Sequence[Any], max_new_tokens: int, sample_seed: int | None = None) -> Sequence[Generated]: ...
 
 
 class TokenKL(NamedTuple):
@@ -121,9 +95,7 @@ def kl_from_hidden(
     return TokenKL(*(torch.cat([part[i].cpu().double() for part in parts]) for i in (0, 1)))
 
 
-def written_ids(
-    policy: DriftPolicy, examples: Sequence[Any], max_new_tokens: int, sample_seed: int | None = None
-) -> list[list[int]]:
+def written_ids(policy: Policy, examples: Sequence[Any], max_new_tokens: int, sample_seed: int | None = None) -> list[list[int]]:
     """Token ids of a policy's texts as continuations to measure on.
 
     With the end-of-text token where the policy ended a text by itself: to stop is a choice too.
@@ -131,12 +103,10 @@ def written_ids(
     return [_whole(policy, generation) for generation in policy.generate(list(examples), max_new_tokens, sample_seed=sample_seed)]
 
 
-def _whole(policy: DriftPolicy, generation: Any) -> list[int]:
+def _whole(policy: Policy, generation: Generation) -> list[int]:
     ids = [int(token) for token in generation.ids]
-    if getattr(generation, "finished", False):
-        end = getattr(generation, "end_id", None)  # some models have several
-        ids.append(int(policy.eos_id if end is None else end))
-    return ids
+    end = policy.eos_id if generation.end_id is None else generation.end_id  # some models have several
+    return [*ids, int(end)] if generation.finished and end is not None else ids
 
 
 @dataclass(frozen=True)
@@ -156,7 +126,7 @@ class DriftReference:
     def build(
         cls,
         name: str,
-        base_policy: DriftPolicy,
+        base_policy: Policy,
         examples: Sequence[Any],
         max_new_tokens: int,
         continuations: Sequence[Sequence[int]] | None = None,
@@ -170,15 +140,13 @@ class DriftReference:
         if len(continuations) != len(examples):
             raise ValueError(f"{name}: {len(continuations)} continuations for {len(examples)} examples")
         ids = [[int(token) for token in continuation] for continuation in continuations]
-        # A base may keep these states for later: they are the same whatever it is compared with.
-        states_of = getattr(base_policy, "reference_states", base_policy.hidden_states)
-        return cls(name, examples, ids, _states(states_of, examples, ids))
+        return cls(name, examples, ids, _states(base_policy.reference_states, examples, ids))
 
 
 @torch.no_grad()
 def drift(
-    policy: DriftPolicy,
-    base_policy: DriftPolicy,
+    policy: Policy,
+    base_policy: Policy,
     references: Iterable[DriftReference],
     *,
     max_new_tokens: int,
@@ -256,8 +224,8 @@ class _Sample(NamedTuple):
 class _Comparison:
     """Both KL sums of each row that is asked for; all rows go through the models together."""
 
-    policy: DriftPolicy
-    base_policy: DriftPolicy
+    policy: Policy
+    base_policy: Policy
     shared_vocab: Tensor | Sequence[int] | None
     chunk: int
 
@@ -297,8 +265,8 @@ def _collect(
 
 
 def _samples(
-    policy: DriftPolicy,
-    base_policy: DriftPolicy,
+    policy: Policy,
+    base_policy: Policy,
     rows: Sequence[_Row],
     max_new_tokens: int,
     seed: int,
@@ -315,13 +283,13 @@ def _samples(
         shared = range(base_policy.head(asked[0].base_states_TD[:1]).shape[-1])
     else:
         shared = set(torch.as_tensor(shared_vocab).tolist())
-    together = read and getattr(policy, "keeps_states", False) and all(len(r.continuation) <= max_new_tokens for r in asked)
+    together = read and policy.keeps_states and all(len(r.continuation) <= max_new_tokens for r in asked)
     options = {"read": [row.continuation for row in asked]} if together else {}
     written = iter(policy.generate([row.example for row in asked], max_new_tokens, sample_seed=seed, **options))
 
-    def sample(row: _Row, generation: Any) -> _Sample:
+    def sample(row: _Row, generation: Generation) -> _Sample:
         ids = list(takewhile(shared.__contains__, _whole(policy, generation)))
-        if getattr(generation, "states_TD", None) is None:
+        if generation.states_TD is None or generation.draft_states_TD is None:
             return _Sample(ids)
         return _Sample(ids, generation.states_TD[: len(ids)], generation.draft_states_TD[: len(row.continuation)])
 
@@ -336,16 +304,11 @@ def _states(states_of: Callable[..., Sequence[Tensor]], examples: list[Any], con
     return states
 
 
-def _same(policy: Any, base_policy: Any, example: Any) -> bool:
+def _same(policy: Policy, base_policy: Policy, example: Any) -> bool:
     if policy is base_policy:
         return True
-    mine, theirs = _fingerprint(policy, example), _fingerprint(base_policy, example)
+    mine, theirs = policy.fingerprint_for(example), base_policy.fingerprint_for(example)
     return mine is not None and mine == theirs
-
-
-def _fingerprint(policy: Any, example: Any) -> str | None:
-    of_example = getattr(policy, "fingerprint_for", None)
-    return of_example(example) if of_example is not None else getattr(policy, "fingerprint", None)
 
 
 CATALOGUE: dict[str, Meaning] = {

@@ -47,8 +47,8 @@ Ids = tuple[int, ...]
 def can_keep(backbone: LanguageModel) -> bool:
     """Whether prefixes of this backbone are always the same, and laid out as they are kept here.
 
-    They are not while it learns, or carries adapters (which can be switched off); layers on several devices, windows and other
-    kinds of caches are left alone.
+    They are not while it learns, or carries what is not its own (which can be switched off); layers on several devices, windows
+    and other kinds of caches are left alone.
     """
     if not backbone.ready_mask or not backbone.frozen:
         return False
@@ -57,8 +57,7 @@ def can_keep(backbone: LanguageModel) -> bool:
         return False
     if any(module.training for module in backbone.core.modules()):  # dropout may be on
         return False
-    named = list(backbone.model.named_parameters())
-    return len({p.device for _, p in named}) == 1 and not any(".lora_" in name for name, _ in named)
+    return len({p.device for p in backbone.model.parameters()}) == 1
 
 
 @torch.no_grad()

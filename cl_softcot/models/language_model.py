@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,13 @@ from cl_softcot.machine import processes
 from cl_softcot.models.head import packed_logits
 from cl_softcot.models.lean import make_lean
 from cl_softcot.models.loading import DTYPES, check_choices, device_of, read_model, read_tokenizer, resolve
+from cl_softcot.models.own_weights import OwnWeights
 from cl_softcot.models.recompute import recomputed
 from cl_softcot.models.text import TextFormat, read_marker
 
-# In the order in which they are added to a tokenizer without them: those of continuous thoughts first, as Coconut adds them,
-# so that they can be put into the softmax without the others (see ``write_markers``).
+# Special tokens with a row in the embedding table, in the order in which they are added to a tokenizer without them: those of
+# continuous thoughts first, as Coconut adds them, so that they can be put into the softmax without the others (see
+# ``write_markers``). A way of thinking may name any others (see ``name_tokens``): they need no row, so no entry here.
 _BUILTIN_TOKENS = {"latent-start": "<bol>", "latent-end": "<eol>", "latent": "<lat>", "slot": "<slot>", "pause": "<pause>"}
 # Architectures whose attention is plain causal in every layer and takes a ready-made 4D mask.
 _READY_MASK = frozenset({"llama", "gpt2", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "phi", "phi3"})
@@ -37,7 +39,7 @@ class LanguageModel:
 
     Attributes:
         model: the Hugging Face model, in eval mode; nothing requires a gradient until a strategy says so.
-        special: ids of slot, latent-start, latent, latent-end, pause.
+        special: ids of the special tokens, by name; see ``name_tokens``.
         vocab_size: V, the number of tokens that can be written. Tokens that were added for thoughts are never written, so
             adding them leaves the model's distribution as it was.
         eos_id: the token that ends an answer, and that is trained to; ``text.end_ids`` are all that answers may stop at.
@@ -90,6 +92,7 @@ class LanguageModel:
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         eager = self.config._attn_implementation in ("eager", "sdpa")
         self.ready_mask: bool = self.config.model_type in _READY_MASK and not sliding and kinds == {"full_attention"} and eager
+        self.own = OwnWeights(self.model)
 
     # ------------------------------------------------------------------------------------------------ parts
     @property
@@ -112,8 +115,8 @@ class LanguageModel:
 
     @property
     def frozen(self) -> bool:
-        """True if no parameter of the model wants a gradient."""
-        return not any(p.requires_grad for p in self.model.parameters())
+        """True if no parameter of the model wants a gradient, and nothing was brought that might stand in a gradient's way."""
+        return not any(p.requires_grad for p in self.model.parameters()) and self.own.is_alone()
 
     @cached_property
     def core_scale(self) -> float:
@@ -123,8 +126,28 @@ class LanguageModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids of any shape -> embeddings [..., D], at the scale at which the first layer reads them."""
-        embeddings = self.model.get_input_embeddings()(ids.to(self.device))
+        ids = ids.to(self.device)
+        if len(self.special) > len(_BUILTIN_TOKENS):  # those that were named later have no row
+            ids = ids.where(ids < self._rows, self.special["slot"])
+        embeddings = self.model.get_input_embeddings()(ids)
         return embeddings if self.core_scale == 1.0 else embeddings * self.core_scale
+
+    def name_tokens(self, names: Iterable[str]) -> None:
+        """Special tokens of these names from now on, where there are none.
+
+        They mark places in a prompt and are found by their ids, which lie behind every vocabulary: they can never be written, and
+        the weights stay as they are. Where nothing is put in such a place, it is read like a slot.
+        """
+        new = [name for name in names if name not in self.special]
+        if new:
+            behind = max(len(self.tokenizer), self._rows, *self.special.values(), *self.text.special.values()) + 1
+            self.special = self.special | {name: behind + i for i, name in enumerate(new)}
+            self.text = self.text.with_tokens(self.special)
+
+    @property
+    def _rows(self) -> int:
+        """Of the embedding table."""
+        return self.model.get_input_embeddings().weight.shape[0]
 
     def run_core(self, inputs_BTD: Tensor, **arguments: Any) -> Tensor:
         """The core on inputs at the scale of ``embed``; hidden states after the final norm, [B, T, D], on the inputs' device."""
@@ -177,12 +200,24 @@ class LanguageModel:
         return self.weights_sha256()
 
     def weights_sha256(self) -> str:
-        """Hash of the weights as they are now, adapters left out and tied weights counted once."""
+        """Hash of the model's own weights as they are now, under their own names, tied ones counted once."""
         digest = hashlib.sha256()
-        for name, weight in sorted(_bare_weights(self.model), key=lambda item: item[0]):
+        for name, weight in sorted(self.own_weights().items()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(processes.whole(weight.detach()).contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights that the model was loaded with, by their names then, wherever they are now."""
+        return self.own.split(self.model)[0]
+
+    def brought(self) -> dict[str, Tensor]:
+        """Weights in the model that are not its own: of adapters and of whatever else was put into it."""
+        return self.own.split(self.model)[1]
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """In this context nothing that was brought to the model takes part, whatever it is."""
+        return self.own.alone()
 
     def copy(self, *, share_weights: bool = False) -> LanguageModel:
         """A model of its own, sharing the tokenizer and the text format.
@@ -193,7 +228,7 @@ class LanguageModel:
         """
         twin = self._shell()
         shared = {id(p): p for p in self.model.parameters()} if share_weights else {}
-        twin.model = copy.deepcopy(self.model, shared)
+        twin.model, twin.own = copy.deepcopy((self.model, self.own), shared)
         return twin
 
     def _shell(self) -> LanguageModel:
@@ -218,15 +253,9 @@ class LanguageModel:
         fresh.resize_token_embeddings(self.model.get_input_embeddings().weight.shape[0], mean_resizing=False)
         weight = self.model.get_input_embeddings().weight
         twin.model = fresh.to(weight.device, weight.dtype).eval().requires_grad_(False)
+        twin.own = OwnWeights(twin.model)
         twin.name = f"{self.name} (random weights, seed {seed})"
         return twin
-
-
-def _bare_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Named parameters under the names that they have without adapters, and without the adapters' own."""
-    for name, weight in model.named_parameters():
-        if ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), weight
 
 
 # ------------------------------------------------------------------------------------------------------- loading

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.loading import resolve
+from cl_softcot.models.own_weights import OwnWeights
 
 # Ids under which the table's models stand on the hub too, or which have the same architecture.
 _SAME_SHAPE = {
@@ -125,11 +126,15 @@ class Unloaded(LanguageModel):
         # flash_attention_2 keeps what sdpa keeps, and is not installed everywhere.
         options = {"attn_implementation": "eager" if attention == "eager" else "sdpa"} if attention else {}
         self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval().requires_grad_(False)
+        self.own = OwnWeights(self.model)
         self.config = self.model.config
         self.name, self.marker, self.compute_dtype = name, None, dtype
         self.gradient_checkpointing = self.quantized = False
         self.width = self.model.get_input_embeddings().weight.shape[1]
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+
+    def name_tokens(self, names: Iterable[str]) -> None:
+        """Nothing is read: no token needs an id."""
 
     def embedding_std(self) -> float:
         """Any: nothing is computed."""

@@ -12,6 +12,7 @@ Thoughts stand in the sequence as special tokens and are found again by their id
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import re
@@ -118,6 +119,13 @@ class TextFormat:
             self._word_of = {i: word for word, i in self._vocabulary.items()}
             self._silent |= {self._vocabulary[t] for t in ("<user>", "<bot>") if t in self._vocabulary}
 
+    def with_tokens(self, special: Mapping[str, int]) -> TextFormat:
+        """The same format with further special tokens, which no tokenizer needs to know."""
+        twin = copy.copy(self)
+        twin.special = dict(special)
+        twin._silent = self._silent | set(special.values())
+        return twin
+
     # ------------------------------------------------------------------------------------------------ to ids
     def prompt_ids(
         self,
@@ -186,15 +194,18 @@ class TextFormat:
     # --------------------------------------------------------------------------------------------- chat template
     def _chat_ids(self, question: str, instruction: str, inside: tuple[int, ...]) -> tuple[int, ...]:
         """The user's turn and the opening of the model's, by the template; the thoughts' tokens end the user's turn."""
-        marks = "".join(self.tokenizer.convert_ids_to_tokens(list(inside)))
+        # Tokens that the tokenizer does not know go through the template as slots do.
+        known = tuple(i if i < len(self.tokenizer) else self.special["slot"] for i in inside)
+        marks = "".join(self.tokenizer.convert_ids_to_tokens(list(known)))
         tail = f"\n{self.instructions.get(instruction, '')}"
         if any(token in question for token in self._control_tokens):
             before, behind = self._render(_QUESTION + tail, marks).split(_QUESTION)
             ids = (*self._template_ids(before), *self._ids(question), *self._template_ids(behind))
         else:
             ids = self._template_ids(self._render(question + tail, marks))
-        self._check_slots(ids, inside)
-        return ids
+        self._check_slots(ids, known)
+        thoughts, marked = set(known), iter(inside)
+        return ids if known == inside else tuple(next(marked) if i in thoughts else i for i in ids)
 
     def _render(self, content: str, marks: str) -> str:
         text = self._apply([{"role": "user", "content": content + marks}], add_generation_prompt=True)

@@ -23,7 +23,7 @@ from cl_softcot.models.frozen_states import GreedyTexts, tally
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.text import TextFormat
 from cl_softcot.models.writing import Generation, generate
-from cl_softcot.reasoning.base import Parts, Phase, Reasoning, ReasoningSettings
+from cl_softcot.reasoning.base import AssistantUse, Parts, Phase, Reasoning, ReasoningSettings
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.tasks.base import Example
 
@@ -44,6 +44,10 @@ class AssistCot(Reasoning):
     @classmethod
     def needs_assistant(cls, settings: Settings) -> bool:
         return True
+
+    @classmethod
+    def assistant_use(cls, settings: Settings) -> AssistantUse:
+        return AssistantUse(writes=settings.max_new_tokens)
 
     def build(self, parts: Parts, seed: int) -> None:
         if parts.assistant is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -25,9 +25,7 @@ from cl_softcot.models.head import token_losses
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.running import IGNORED, State, forward, new_state
 from cl_softcot.models.text import TextFormat, Where
-
-if TYPE_CHECKING:
-    from cl_softcot.tasks.base import Example
+from cl_softcot.tasks.base import Example, TextLengths
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Parts:
     states: AssistantStates | None = None
 
     def __post_init__(self) -> None:
+        self.backbone.name_tokens(self.reasoning.tokens)
         if self.states is None and self.assistant is not None:
             self.states = AssistantStates(self.assistant)
 
@@ -65,6 +64,40 @@ class Loss:
     per_example_B: Tensor
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a sequence goes through the backbone.
+
+    Attributes:
+        frozen: columns before the first trained input of a frozen backbone: no gradient, nothing kept.
+        pieces: columns of each further call of the backbone, in order.
+        labels: tokens that the loss is taken over.
+    """
+
+    frozen: int
+    pieces: tuple[int, ...]
+    labels: int
+
+    @property
+    def columns(self) -> int:
+        return self.frozen + sum(self.pieces)
+
+
+@dataclass(frozen=True)
+class AssistantUse:
+    """What is asked of the assistant about a question.
+
+    Attributes:
+        slots: tokens that it reads behind its prompt.
+        writes: tokens that it writes, at most.
+        models: how many of its size are in memory; a control with other weights is one more.
+    """
+
+    slots: int = 0
+    writes: int = 0
+    models: int = 1
+
+
 class ReasoningSettings(BaseModel):
     """Settings of a way of thinking; unknown keys are refused."""
 
@@ -75,7 +108,7 @@ class Reasoning(nn.Module):
     """A way of thinking. It owns its trained parts as parameters, made in ``build``.
 
     A new one overrides ``thoughts``/``steps_written`` for what stands in the text, and ``embed`` or ``prefix`` for what stands
-    in the model's input.
+    in the model's input; ``passes`` where that takes other calls of the backbone than one.
     """
 
     Settings: ClassVar[type[ReasoningSettings]] = ReasoningSettings
@@ -83,6 +116,7 @@ class Reasoning(nn.Module):
     where: ClassVar[Where] = "before_turn"
     encodes_unbuilt: ClassVar[bool] = True  # ``encode`` needs nothing that ``build`` makes
     thought: ClassVar[str | None] = None  # name of the special token that an ``edit``'s thoughts stand at; None: there are none
+    tokens: ClassVar[tuple[str, ...]] = ()  # names of the special tokens that it marks places with, any names
     owns_parts: ClassVar[bool] = False  # has parameters of its own, without which it is nothing but noise
 
     def __init__(self, settings: Any = None):
@@ -98,6 +132,11 @@ class Reasoning(nn.Module):
     def needs_assistant(cls, settings: Any) -> bool:
         """True if ``backbone`` alone is not enough."""
         return False
+
+    @classmethod
+    def assistant_use(cls, settings: Any) -> AssistantUse:
+        """What is asked of the assistant, where one is needed."""
+        return AssistantUse()
 
     @classmethod
     def owned_numbers(cls, settings: Any, width: int, assistant_width: int | None) -> int:
@@ -224,6 +263,23 @@ class Reasoning(nn.Module):
     def thoughts_per_answer(self) -> int:
         """Positions that an answer's thoughts take, beyond prompt and text."""
         return len(self.thoughts(self.final_phase().stage))
+
+    # ------------------------------------------------------------------------------------------ what it will cost
+    def passes(self, lengths: TextLengths, phase: Phase, *, frozen_backbone: bool = False) -> Passes:
+        """What an example of mean lengths costs in a phase, while training or (reading the text as given) answering.
+
+        Default: one call, or behind a frozen backbone, for which thoughts are learned, one more without a gradient before them.
+        """
+        thoughts, target = len(self.thoughts(phase.stage)), self.target_length(lengths, phase)
+        if frozen_backbone and thoughts:
+            return Passes(lengths.prompt, (thoughts + target - 1,), target)
+        return Passes(0, (lengths.prompt + thoughts + target - 1,), target)
+
+    def target_length(self, lengths: TextLengths, phase: Phase) -> int:
+        """Tokens that are written in a phase, for texts of mean lengths."""
+        steps = ("",) * lengths.step_count
+        written = len(self.steps_written(Example("", "", "", steps, ""), phase.stage))
+        return round(lengths.steps * written / max(1, lengths.step_count)) + lengths.answer
 
     # ------------------------------------------------------------------------------------------------- helpers
     def marked(self, parts: Parts, batch: Batch, name: str) -> Tensor:

@@ -28,10 +28,10 @@ from cl_softcot.config.additions import ADDED_LATER
 from cl_softcot.models.batch import Batch, Edit, Place
 from cl_softcot.models.head import at_least_fp32
 from cl_softcot.models.running import State, forward
-from cl_softcot.reasoning.base import Parts, Phase, Reasoning, ReasoningSettings, first_column
+from cl_softcot.reasoning.base import Parts, Passes, Phase, Reasoning, ReasoningSettings, first_column
 
 if TYPE_CHECKING:
-    from cl_softcot.tasks.base import Example
+    from cl_softcot.tasks.base import Example, TextLengths
 
 
 _MARKERS = ("latent-start", "latent-end")
@@ -102,6 +102,7 @@ class Coconut(Reasoning):
 
     where = "after_turn"
     thought = "latent"
+    tokens = (*_MARKERS, "latent", "pause")
     owns_parts = True
 
     @classmethod
@@ -203,6 +204,14 @@ class Coconut(Reasoning):
         latent_BT = self.marked(parts, batch, "latent")
         before_BT = nn.functional.pad(latent_BT[:, 1:], (0, 1))
         return latent_BT | before_BT | self.marked(parts, batch, _MARKERS[0]) | self.marked(parts, batch, _MARKERS[1])
+
+    def passes(self, lengths: TextLengths, phase: Phase, *, frozen_backbone: bool = False) -> Passes:
+        """One call up to the first latent, one for each but the last, and one for that with all that follows."""
+        thoughts, target = self.thoughts(phase.stage), self.target_length(lengths, phase)
+        latents = thoughts.count("latent")
+        if not latents or self.settings.thought == "pause":
+            return super().passes(lengths, phase, frozen_backbone=frozen_backbone)
+        return Passes(0, (lengths.prompt + len(thoughts) - latents - 1, *[1] * (latents - 1), 2 + target - 1), target)
 
     def thoughts_per_answer(self) -> int:
         return self.thoughts(self.final_phase().stage).count("latent")

@@ -29,6 +29,7 @@ class Pause(Reasoning):
     instruction = "direct"
     where = "after_turn"
     thought = "pause"
+    tokens = ("pause",)
     owns_parts = True
 
     @classmethod

@@ -21,7 +21,7 @@ from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.batch import Batch, Edit
 from cl_softcot.models.projector import Projector
 from cl_softcot.models.running import State
-from cl_softcot.reasoning.base import Parts, Reasoning, ReasoningSettings
+from cl_softcot.reasoning.base import AssistantUse, Parts, Reasoning, ReasoningSettings
 
 if TYPE_CHECKING:
     from cl_softcot.tasks.base import Example
@@ -45,11 +45,16 @@ class Softcot(Reasoning):
             return self
 
     thought = "slot"
+    tokens = ("slot",)
     owns_parts = True
 
     @classmethod
     def needs_assistant(cls, settings: Settings) -> bool:
         return settings.source != "free"
+
+    @classmethod
+    def assistant_use(cls, settings: Settings) -> AssistantUse:
+        return AssistantUse(slots=settings.soft_thoughts, models=2 if settings.source == "random" else 1)
 
     @classmethod
     def owned_numbers(cls, settings: Settings, width: int, assistant_width: int | None) -> int:

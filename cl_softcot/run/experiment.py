@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.config.experiment import Experiment
-from cl_softcot.config.fingerprint import fingerprint, run_fingerprint, to_data, to_yaml
+from cl_softcot.config.fingerprint import fingerprint, modules_of_run, run_fingerprint, to_data, to_yaml, user_modules
 from cl_softcot.config.plan import OnRow, RunSpec
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
 from cl_softcot.machine import processes
-from cl_softcot.provenance import revision, versions
+from cl_softcot.provenance import is_dirty, revision, versions
+from cl_softcot.registry import source_file
 from cl_softcot.results import kept
 from cl_softcot.results.colors import palette
 from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
@@ -99,10 +100,11 @@ class Orchestration:
         for spec in self.specs:
             path = self._run_folder(spec) / "config.json"
             if path.exists():
-                known = read_json(path).get("fingerprint")
-                if known != run_fingerprint(self.config, spec.method, spec.order, spec.seed):
+                known = read_json(path)
+                if known.get("fingerprint") != run_fingerprint(self.config, spec.method, spec.order, spec.seed):
+                    now = modules_of_run(self.config, spec.method, spec.order)
                     raise UserError(
-                        f"the run {spec.key} was started with other settings",
+                        f"the run {spec.key} was started with {_what_differs(known.get('user_modules', {}), now)}",
                         where=str(path),
                         fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
                     )
@@ -133,7 +135,8 @@ class Orchestration:
             print(f"{len(taken)} runs are taken over from {place}{others}; {left} are to be done", flush=True)
 
     def _write_provenance(self) -> None:
-        self.provenance = {"versions": versions(), "revision": revision()}
+        modules = user_modules(self.config, self.config.methods, self.config.tasks)
+        self.provenance = {"versions": versions(), "revision": revision(), "user_modules": modules}
         atomic_write_text(self.folder / "config.yaml", to_yaml(self.config))
         record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
         atomic_write_json(self.folder / "experiment.json", record)
@@ -168,7 +171,8 @@ class Orchestration:
         method = next(m for m in data["methods"] if m["name"] == spec.method)
         shared = {k: v for k, v in data.items() if k not in ("methods", "orders", "seeds", "output_dir", "tracking")}
         run = {"method": method, "order": spec.order, "tasks_in_order": self.config.orders[spec.order], "seed": spec.seed}
-        return {"fingerprint": identity, **run, "experiment": shared}
+        modules = modules_of_run(self.config, spec.method, spec.order)
+        return {"fingerprint": identity, "user_modules": modules, **run, "experiment": shared}
 
     # ------------------------------------------------------------------------------------------------------- running
 
@@ -192,6 +196,8 @@ class Orchestration:
     def _begin(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
         """From here on the folder is this experiment's: nothing is written before what it holds was found to fit."""
         self._write_provenance()
+        if is_dirty(self.provenance["revision"]):
+            display.say(f"note: the code has changes that no revision holds ({self.provenance['revision'][:12]} and more)")
         for spec in self.specs:
             if self._sender:
                 self._sender.poke(self._run_folder(spec))
@@ -337,6 +343,13 @@ class Orchestration:
                 print(how_to_look(last.uri, last.experiment_id, METHODS_VIEW if several else RUNS_VIEW))
             if unsent:
                 print(f"{len(unsent)} runs did not reach MLflow. {later(self.folder)}")
+
+
+def _what_differs(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Of somebody's own modules, those that were changed since; where none was, it is the settings."""
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    files = ", ".join(str(source_file(name) or name) for name in changed)
+    return f"another version of {files}" if changed else "other settings"
 
 
 def _last(result: dict[str, Any], section: str) -> dict[str, Any]:

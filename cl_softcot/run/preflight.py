@@ -46,7 +46,7 @@ def check_examples(
         UserError: for the first example that something is wrong with.
     """
     states = AssistantStates(assistant) if assistant is not None else None
-    ways = list(_ways(config))
+    ways = list(_ways(config, backbone))
     evaluate = config.evaluate
     for task in (entry.make() for entry in config.tasks):
         for split, examples in _sets(config, task, data_seed):
@@ -57,7 +57,7 @@ def check_examples(
             _check(backbone, states, task, evaluate.split, examples, ways, evaluate.max_new_tokens)
 
 
-def _ways(config: Experiment) -> Iterator[_Way]:
+def _ways(config: Experiment, backbone: LanguageModel) -> Iterator[_Way]:
     """Methods that put examples into the same tokens are one way; plain chain of thought, the base's, is always among them."""
     cot = Cot()
     yield _Way("the base", cot, (), None)
@@ -70,8 +70,9 @@ def _ways(config: Experiment) -> Iterator[_Way]:
             continue
         seen.add(key)
         reasoning = kind(settings)
+        backbone.name_tokens(kind.tokens)
         phases = reasoning.phases(config.train_for(method).steps) if trains else []
-        slots = getattr(settings, "soft_thoughts", 0) if kind.needs_assistant(settings) else None
+        slots = kind.assistant_use(settings).slots if kind.needs_assistant(settings) else None
         chosen = tuple(dict.fromkeys([phases[0], phases[-1]])) if phases else ()
         yield _Way(f"method {method.name}", reasoning if kind.encodes_unbuilt else cot, chosen, slots)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from cl_softcot.tasks._judging import option_in, options_meta, with_options
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, question_of, read, without_overlap
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 _FLAN = ("question", "answer", "rationale")
 _TRAIN_NAMES = ("train.json", "aqua/train.json", "flan_cot_aqua_train.tsv", "aqua/flan_cot_aqua_train.tsv")
@@ -54,6 +54,7 @@ class _Item:
 
 class Aqua(Benchmark):
     family = "word_problems"
+    typical_lengths = TextLengths(68, 42, 6, 4)
     knowledge = "skill"
     n_options = 5
     settings: Settings

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from cl_softcot.tasks._judging import number_in
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, distinct_items, hub_id, question_of, read
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 from cl_softcot.tasks.gsm8k import ANNOTATION, N_VALID, split_solution
 
 TRAIN = Source(("aug-train.jsonl", "asdiv_aug/aug-train.jsonl"), "train")
@@ -26,6 +26,7 @@ class Settings(SourceSettings):
 
 class AsdivAug(Benchmark):
     family = "word_problems"
+    typical_lengths = TextLengths(45, 60, 6, 3)
     knowledge = "skill"
     settings: Settings
     Settings = Settings

@@ -15,7 +15,7 @@ from pydantic import Field
 from cl_softcot.config.additions import ADDED_LATER
 from cl_softcot.tasks._judging import LETTERS, choice_in, number_in, option_in, options_meta, read_with
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, read
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 _OPTIONS = "Give the letter of one option as your answer."
 CHOICES = {
@@ -68,6 +68,7 @@ class Settings(SourceSettings):
 class Bbh(Benchmark):
     family = "bbh"
     settings: Settings
+    typical_lengths = TextLengths(100, 80, 6, 4)
     Settings = Settings
     splits: ClassVar[tuple[Split, ...]] = ("test",)
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cl_softcot.tasks._judging import option_in, options_meta, with_options
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, distinct_items, hub_id, question_of, read
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 TRAIN = Source(("train_rand_split.jsonl", "commonsenseqa/train_rand_split.jsonl"), "train")
 TEST = Source(("dev_rand_split.jsonl", "commonsenseqa/dev_rand_split.jsonl"), "validation")
@@ -28,6 +28,7 @@ class Settings(SourceSettings):
 
 class CommonsenseQA(Benchmark):
     family = "commonsense"
+    typical_lengths = TextLengths(40, 1, 6, 1)
     knowledge = "facts"
     n_options = 5
     settings: Settings

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from cl_softcot.tasks._judging import LETTERS, option_in, with_options
 from cl_softcot.tasks._sources import SourceSettings, hub_id
-from cl_softcot.tasks.base import Benchmark, Draft, Example, Split, distinct, split_of
+from cl_softcot.tasks.base import Benchmark, Draft, Example, Split, TextLengths, distinct, split_of
 from cl_softcot.tasks.bbh import bbh_rows, options_of
 
 SUBSET = "date_understanding"
@@ -35,6 +35,7 @@ class Settings(SourceSettings):
 
 class DateUnderstanding(Benchmark):
     family = "dates"
+    typical_lengths = TextLengths(62, 40, 6, 3)
     knowledge = "skill"
     settings: Settings
     Settings = Settings

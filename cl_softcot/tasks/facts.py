@@ -65,6 +65,7 @@ class Settings(SyntheticSettings):
 class Facts(SyntheticTask):
     family = "facts"
     knowledge = "facts"
+    breaks_down_by = ("hops", "store")
     conventions = {"literal": "literal", "about_friend": "about the friend"}
     settings: Settings
     Settings = Settings

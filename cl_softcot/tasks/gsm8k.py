@@ -15,7 +15,7 @@ from pydantic import Field
 
 from cl_softcot.tasks._judging import number_in
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, hub_id, question_of, read, read_file, without_overlap
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 TRAIN = Source(("train.jsonl", "gsm8k/train.jsonl"), "train", "main")
 TEST = Source(("test.jsonl", "gsm8k/test.jsonl"), "test", "main")
@@ -32,6 +32,7 @@ class Settings(SourceSettings):
 
 class Gsm8k(Benchmark):
     family = "word_problems"
+    typical_lengths = TextLengths(58, 76, 6, 4)
     knowledge = "skill"
     settings: Settings
     Settings = Settings

@@ -24,7 +24,7 @@ from cl_softcot.tasks._sources import (
     read,
     without_overlap,
 )
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 from cl_softcot.tasks.gsm8k import ANNOTATION, N_VALID, split_solution
 
 TRAIN = Source(("train.txt", "gsm8k_icot/train.txt", "train.jsonl", "gsm8k/train.jsonl"), "train")
@@ -38,6 +38,7 @@ class Settings(SourceSettings):
 
 class Gsm8kAug(Benchmark):
     family = "word_problems"
+    typical_lengths = TextLengths(58, 20, 6, 3)
     knowledge = "skill"
     settings: Settings
     Settings = Settings

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cl_softcot.tasks._judging import lettered, option_in, options_meta, with_options
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, read
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 SUBJECTS = tuple(
     """
@@ -41,6 +41,7 @@ class Settings(SourceSettings):
 
 class Mmlu(Benchmark):
     family = "knowledge"
+    typical_lengths = TextLengths(110, 80, 6, 4)
     knowledge = "facts"
     n_options = 4
     settings: Settings

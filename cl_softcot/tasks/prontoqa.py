@@ -25,7 +25,7 @@ from pathlib import Path
 from cl_softcot.tasks._judging import choice_in
 from cl_softcot.tasks._published import Published, PublishedSettings
 from cl_softcot.tasks._sources import Row, read_file
-from cl_softcot.tasks.base import SPLITS, Draft, Example, SearchGraph, Split
+from cl_softcot.tasks.base import SPLITS, Draft, Example, SearchGraph, Split, TextLengths
 
 ENTITIES = tuple("Fae Rex Sally Max Alex Sam Polly Stella Wren".split())
 CONCEPTS = tuple(
@@ -64,6 +64,7 @@ Said = tuple[str, str, bool]  # (subject, concept or property, negated)
 
 class ProntoQA(Published):
     family = "prontoqa"
+    typical_lengths = TextLengths(207, 72, 8, 6)
     knowledge = "skill"
     n_options = 2
     settings: Settings

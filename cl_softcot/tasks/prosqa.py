@@ -25,7 +25,7 @@ from pydantic import Field
 from cl_softcot.tasks._judging import read_with
 from cl_softcot.tasks._published import Published, PublishedSettings
 from cl_softcot.tasks._sources import Row
-from cl_softcot.tasks.base import SPLITS, Amount, Draft, Example, SearchGraph, between
+from cl_softcot.tasks.base import SPLITS, Amount, Draft, Example, SearchGraph, TextLengths, between
 
 ENTITIES = tuple("Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split())
 CONCEPTS = tuple(
@@ -81,6 +81,7 @@ class DrawnGraph:
 
 class ProsQA(Published):
     family = "prosqa"
+    typical_lengths = TextLengths(310, 34, 12, 4)
     knowledge = "skill"
     n_options = 2
     settings: Settings

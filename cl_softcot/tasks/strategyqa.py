@@ -21,7 +21,7 @@ from pydantic import Field
 from cl_softcot.errors import UserError
 from cl_softcot.tasks._judging import choice_in
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, distinct_items, hub_id, question_of, read
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 # Both are pooled: only in the publication's own files are they its training and dev part.
 PARTS = (Source(("train.json", "strategyqa/train.json"), "train"), Source(("dev.json", "strategyqa/dev.json"), "test"))
@@ -37,6 +37,7 @@ class Settings(SourceSettings):
 
 class StrategyQA(Benchmark):
     family = "commonsense"
+    typical_lengths = TextLengths(20, 45, 6, 3)
     knowledge = "facts"
     n_options = 2
     settings: Settings

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from cl_softcot.tasks._judging import number_in
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, question_of, read
-from cl_softcot.tasks.base import Benchmark, Example, Split
+from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
 LOCAL = Source(("SVAMP.json", "svamp/SVAMP.json"), "train", whole=True)
 HUB_REST = Source(LOCAL.names, "test", whole=True)
@@ -27,6 +27,7 @@ class Settings(SourceSettings):
 
 class Svamp(Benchmark):
     family = "word_problems"
+    typical_lengths = TextLengths(40, 8, 6, 1)
     knowledge = "skill"
     settings: Settings
     Settings = Settings

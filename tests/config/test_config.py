@@ -27,8 +27,12 @@ from pathlib import Path
 from typing import Literal
 from pydantic import BaseModel, Field
 from cl_softcot.errors import UserError
+from cl_softcot.reasoning.base import Reasoning
+from cl_softcot.tasks.base import Task
+from strategies.base import Strategy
 
-class Reader:
+class Reader(Task):
+    family = "fakes"
     class Settings(BaseModel):
         hops: int | list[int] = Field(2, description="steps to go")
         file: Path | None = None
@@ -41,7 +45,7 @@ class Reader:
     def examples(self, split, n, seed): ...
     def judge(self, example, text): ...
 
-class Think:
+class Think(Reasoning):
     class Settings(BaseModel):
         thoughts: int = Field(4, ge=1)
         curriculum: Literal["stages", "none"] | list[int] = "stages"
@@ -50,13 +54,14 @@ class Think:
             width: int = 8
             depth: int = 1
         inner: Inner = Inner()
-    def encode(self): ...
-    def loss(self): ...
+    @classmethod
+    def needs_assistant(cls, settings):
+        return settings.source != "free"
     @classmethod
     def refuses(cls, settings, strategy_name):
         return "it owns nothing to train" if strategy_name == "fakes:Frozen" and settings.thoughts == 1 else None
 
-class Learn:
+class Learn(Strategy):
     class Settings(BaseModel):
         learning_rate: float = Field(description="its own learning rate", gt=0)
         weight_decay: float = 0.0
@@ -69,16 +74,17 @@ class Learn:
 class Frozen(Learn):
     pass
 
-class Nothing:
+class Nothing(Strategy):
     class Settings(BaseModel):
         pass
     trains = False
     def trainable(self, parts): ...
 
-class NoSettings:
+class NoSettings(Strategy):
+    Settings = None
     def trainable(self, parts): ...
 
-class Clash:
+class Clash(Strategy):
     class Settings(BaseModel):
         name: str = "x"
     def trainable(self, parts): ...
@@ -315,7 +321,7 @@ MISTAKES = [
     ("    task: fakes:Reader\n", "    task: fakes.Reader\n", "named package.module:Class, with a colon"),
     ("    task: fakes:Reader\n", "    task: 'fakes:'\n", "'fakes:' does not name a task"),
     ("    task: fakes:Reader\n", "    task: fakes:function\n", "fakes:function is not a class"),
-    ("    task: fakes:Reader\n", "    task: fakes:Think\n", "is not a task: it has no examples and no judge"),
+    ("    task: fakes:Reader\n", "    task: fakes:Think\n", "is not a task: it does not derive from cl_softcot.tasks.base.Task"),
     ("name: fakes:Learn\n", "name: fakes:NoSettings\n", "has no nested class Settings"),
     ("name: fakes:Learn\n", "name: fakes:Clash\n", "has a setting called 'name'"),
     ("thoughts: 2", "curriculum: stage", "should be 'stages' or 'none' (got 'stage'); did you mean 'stages'?, or should be a"),
@@ -644,7 +650,7 @@ def test_a_file_in_the_working_folders_package_is_found(folder, monkeypatch):
     (package / "two.py").write_text((package / "one.py").read_text() + "class Two(One): pass\n")
     (package / "_help.py").write_text((package / "one.py").read_text())
     (package / "helper.py").write_text("class Helper: pass\n")
-    kinds = {**registry.KINDS, "strategy": registry.Kind("fake_strategies", "Strategy", ("trainable",))}
+    kinds = {**registry.KINDS, "strategy": registry.Kind("fake_strategies", "Strategy")}
     monkeypatch.setattr(registry, "KINDS", kinds)
     assert registry.known("strategy") == ["one", "two"]
     assert registry.find("strategy", "one").__name__ == "One"
@@ -685,7 +691,7 @@ def test_loading_is_fast_and_imports_only_what_is_named(write):
     script = (
         "import sys; from cl_softcot.config import load_experiment\n"
         f"load_experiment({path!r})\n"
-        "print(sorted({'torch', 'transformers', 'avalanche', 'peft', 'mlflow'} & set(sys.modules)))"
+        "print(sorted({'avalanche', 'peft', 'mlflow'} & set(sys.modules)))"
     )
     source = str(Path(registry.__file__).parents[1])
     start = time.perf_counter()

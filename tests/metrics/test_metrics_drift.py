@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,9 @@ ensure_torchvision()
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from cl_softcot.answering.policy import Policy  # noqa: E402
 from cl_softcot.metrics.drift import DriftReference, drift, kl_from_hidden, kl_from_logits  # noqa: E402
+from cl_softcot.models.writing import Generation  # noqa: E402
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -112,6 +113,10 @@ def test_chunks_change_nothing():
 V, EOS = 29, 0
 
 
+def written(ids, **more):
+    return Generation(ids, "", len(ids), len(ids), **({"finished": False} | more))
+
+
 def tiny_llama(seed, vocab=V):
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -128,7 +133,7 @@ def tiny_llama(seed, vocab=V):
     return LlamaForCausalLM(config).eval()
 
 
-class PlainPolicy:
+class PlainPolicy(Policy):
     """Examples are prompts (lists of ids); ``extra`` ids are put behind each prompt, as a method's own tokens
     are.
     """
@@ -136,8 +141,11 @@ class PlainPolicy:
     def __init__(self, model, fingerprint=None, extra=()):
         self.model, self.extra = model, list(extra)
         self.calls = []
-        if fingerprint is not None:
-            self.fingerprint = fingerprint
+        self.name = fingerprint
+
+    @property
+    def fingerprint(self):
+        return self.name
 
     def prompt(self, example):
         return list(example) + self.extra
@@ -156,7 +164,7 @@ class PlainPolicy:
         return states
 
     @torch.no_grad()
-    def generate(self, examples, max_new_tokens, sample_seed=None):
+    def generate(self, examples, max_new_tokens, sample_seed=None, *, read=None):
         self.calls.append(("generate", sample_seed))
         generator = None if sample_seed is None else torch.Generator().manual_seed(sample_seed)
         answers = []
@@ -168,7 +176,7 @@ class PlainPolicy:
                     ids.append(int(logits_V.argmax()))
                 else:
                     ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator)))
-            answers.append(SimpleNamespace(ids=ids))
+            answers.append(written(ids))
         return answers
 
 
@@ -300,7 +308,7 @@ class FinishingPolicy(PlainPolicy):
     def generate(self, examples, max_new_tokens, sample_seed=None):
         answers = super().generate(examples, max_new_tokens, sample_seed)
         ended = [answer.ids[-1] == EOS for answer in answers]
-        return [SimpleNamespace(ids=a.ids[:-1] if end else a.ids, finished=end) for a, end in zip(answers, ended, strict=True)]
+        return [written(a.ids[:-1] if end else a.ids, finished=end) for a, end in zip(answers, ended, strict=True)]
 
 
 def test_the_decision_to_stop_is_measured_too():
@@ -337,7 +345,7 @@ def test_several_sets_and_given_continuations():
 
 def test_nothing_written_is_undefined_and_not_zero():
     base, policy = PlainPolicy(tiny_llama(0), "base"), PlainPolicy(tiny_llama(1), "other")
-    policy.generate = lambda examples, *_, **__: [SimpleNamespace(ids=[]) for _ in examples]
+    policy.generate = lambda examples, *_, **__: [written([]) for _ in examples]
     reference = DriftReference.build("general", base, PROMPTS, 5, continuations=[[]] * len(PROMPTS))
     values = drift(policy, base, [reference], max_new_tokens=5)
     assert values["forward_kl/general"] is values["reverse_kl/general"] is None

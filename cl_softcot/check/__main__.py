@@ -1,0 +1,85 @@
+"""The command: ``python -m cl_softcot.check mine.strategies:Mine rank=4``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m cl_softcot.check",
+        description="Checks on the embedded models that a plug-in of your own keeps its contract. Its kind is found by its base.",
+        epilog="exit status: 0 everything is kept, 1 something is not, 2 it could not be tried",
+    )
+    p.add_argument("plugin", help="package.module:Class, or package.module of a metric; or the name of one of ours")
+    p.add_argument("settings", nargs="*", metavar="key=value", help="its settings, where the defaults are not enough")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+    from cl_softcot.errors import UserError
+
+    try:
+        lines = list(_shown(lines_of(args.plugin, args.settings)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    wrong = sum(not line.ok for line in lines)
+    print(f"{args.plugin}: {f'{wrong} of {len(lines)} rules are broken' if wrong else f'all {len(lines)} rules are kept'}")
+    return 1 if wrong else 0
+
+
+def _shown(lines: Iterator[Any]) -> Iterator[Any]:
+    for line in lines:
+        print(line, flush=True)
+        yield line
+
+
+def lines_of(plugin: str, given: list[str]) -> Iterator[Any]:
+    """The checks of a plug-in, one by one.
+
+    Raises:
+        UserError: there is no such plug-in, or its settings are wrong.
+    """
+    from cl_softcot import registry
+    from cl_softcot.check import diagnostic, metric, reasoning, strategy, task
+
+    found = registry.any_kind(plugin)
+    if not isinstance(found, type):
+        return metric.check(found)
+    kind, settings = registry.kind_of(found), _settings(found, given)
+    if kind == "strategy":
+        return strategy.check(found, settings, name=plugin)
+    if kind == "reasoning":
+        return reasoning.check(found, settings, name=plugin)
+    return (task if kind == "task" else diagnostic).check(found, settings)
+
+
+def _settings(cls: Any, given: list[str]) -> Any:
+    from pydantic import ValidationError
+
+    from cl_softcot.config import yaml
+    from cl_softcot.config.problems import read_model
+    from cl_softcot.errors import UserError
+
+    data: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"{text!r} is not key=value")
+        data[key] = yaml.parse(value, text).data
+    try:
+        return read_model(cls.Settings, data)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise UserError(f"its settings: {wrong}", fix="give them behind the name, as key=value") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
