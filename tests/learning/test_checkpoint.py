@@ -176,7 +176,7 @@ def test_kill_while_saving_leaves_a_whole_one(tmp_path):
     script = textwrap.dedent(
         """
         import os, signal, sys, torch
-        from cl_softcot import checkpoint
+        from cl_softcot.learning import checkpoint
         folder, call = sys.argv[1], int(sys.argv[2])
         for i in range(3):
             checkpoint.save(folder, f"turn_{i}", {"a": torch.full((50,), float(i))}, {"i": i})
