@@ -155,7 +155,7 @@ def test_reading_a_config_imports_no_model():
     assert loaded.strip() == "False"
 
 
-@pytest.mark.parametrize("command", ["cache", "law", "report", "run", "track", "sweep"])
+@pytest.mark.parametrize("command", ["cache", "check", "law", "report", "run", "track", "sweep"])
 def test_help_answers_in_under_a_second(command):
     seconds = []
     for _ in range(3):
