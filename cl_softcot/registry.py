@@ -135,8 +135,8 @@ def known(kind: str) -> list[str]:
     )
 
 
-# Packages whose versions stand in the record of every run: what they define is known by that.
-_VERSIONED = frozenset({"builtins", "cl_softcot", "strategies", "abc", "avalanche", "torch", "transformers", "peft", "numpy"})
+# Packages whose versions stand in the record of every run, Python's own among them: what they define is known by that.
+_VERSIONED = sys.stdlib_module_names | {"cl_softcot", "strategies", "avalanche", "torch", "transformers", "peft", "numpy"}
 _sources: weakref.WeakKeyDictionary[ModuleType, str] = weakref.WeakKeyDictionary()
 
 

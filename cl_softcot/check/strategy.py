@@ -17,7 +17,7 @@ from cl_softcot.check.result import Broken, Line, gives_reasons, settings_are_de
 from cl_softcot.learning import checkpoint
 from cl_softcot.models.own_weights import kept_tensors
 
-STEPS = 8
+STEPS = 6
 
 
 def check(cls: Any, settings: Any = None, *, name: str = "", reasoning: str | None = None) -> Iterator[Line]:
@@ -82,9 +82,9 @@ class _Trial:
     @cached_property
     def learned(self) -> tuple[Any, Any]:
         parts, learns = self.begun
-        self.losses = bench.train(parts, learns, bench.news(8), STEPS)
+        self.losses = bench.train(parts, learns, bench.news(4), STEPS)
         self.prints.append(MethodPolicy(parts, learns).fingerprint)
-        bench.train(parts, learns, bench.news(8, turn=1), 2)
+        bench.train(parts, learns, bench.news(4, turn=1), 2)
         self.prints.append(MethodPolicy(parts, learns).fingerprint)
         return parts, learns
 
@@ -177,7 +177,7 @@ class _Trial:
         self.learned  # noqa: B018
         parts, learns = self.fresh()
         begun = MethodPolicy(parts, learns).fingerprint
-        bench.train(parts, learns, bench.news(8), STEPS)
+        bench.train(parts, learns, bench.news(4), STEPS)
         if [begun, MethodPolicy(parts, learns).fingerprint] != self.prints[:2]:
             raise Broken("two runs differ", "Draw from `seed` only, inside torch.random.fork_rng.")
 

@@ -9,20 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 from model_fakes import examples, parts_of, words_model
+from run_fakes import small, write
 
 from cl_softcot import registry
 from cl_softcot.answering.evaluate import Answers, Probe, answer
 from cl_softcot.answering.policy import BasePolicy, MethodPolicy
+from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
+from cl_softcot.files import read_jsonl
 from cl_softcot.learning.learner import Learner
 from cl_softcot.models.frozen_prefix import can_keep
 from cl_softcot.models.own_weights import only_looks
 from cl_softcot.reasoning.base import Reasoning
 from cl_softcot.reasoning.cot import Cot
 from cl_softcot.reasoning.pause import Pause
+from cl_softcot.run.api import run_experiment
 from cl_softcot.tasks.base import Verdict
 
 KINDS = ("Ia3", "NormsInPlace", "WrappedMaps", "HookedModules")
+METHOD = {"name": "ia3", "reasoning": "cot", "strategy": {"name": "brought_fakes:Ia3", "learning_rate": 0.05}}
 OUTSIDE = [kind for kind in KINDS if kind != "NormsInPlace"]
 
 
@@ -181,3 +186,21 @@ def test_in_plain_cot_what_acts_on_the_backbone_is_on_and_all_else_off(name, tmp
             mine = MethodPolicy(parts, None).hidden_states(items, ids)
             parts.reasoning = thinking
         assert all(torch.equal(a, b) for a, b in zip(plain, mine, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ through the whole command
+
+
+def test_a_run_with_an_adapter_of_ones_own_forgets_what_it_forgets(tmp_path):
+    """The rows are answered anew, the record says with which file, and the same start again does nothing twice."""
+    config = load_experiment(write(tmp_path, small(methods=[METHOD])), [f"output_dir={tmp_path / 'out'}"]).config
+    found = run_experiment(config)[0]
+    folder = Path(found["_folder"])
+    rows = [read_jsonl(folder / "predictions" / f"row_{i}.jsonl") for i in range(len(found["tasks"]) + 1)]
+    assert len({row[0]["policy"] for row in rows}) == len(rows)
+    assert found["frozen"]["unchanged"] and found["user_modules"].keys() == {"brought_fakes"}
+    assert len({d for row in found["drift"]["as_used"] for k, d in row.items() if k == "forward_kl/first"}) == len(rows)
+    assert all(row == found["retention"]["weights_alone"][0] for row in found["retention"]["weights_alone"])
+    written = (folder / "result.json").stat().st_mtime_ns
+    assert run_experiment(config)[0]["accuracy"] == found["accuracy"]
+    assert (folder / "result.json").stat().st_mtime_ns == written
