@@ -24,8 +24,9 @@ def to_yaml(config: Experiment) -> str:
 
 
 def fingerprint(config: Experiment) -> str:
-    """SHA-256, in hex, of all that can change a number: everything but `output_dir` and `tracking`."""
-    return _hash({key: value for key, value in identity_of(config).items() if key not in ("output_dir", "tracking")})
+    """SHA-256, in hex, of all that can change a number: everything but `output_dir`, `tracking` and the metrics' names."""
+    data = _without_metrics(identity_of(config))
+    return _hash({key: value for key, value in data.items() if key not in ("output_dir", "tracking")})
 
 
 def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> str:
@@ -34,7 +35,7 @@ def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> s
     Unlike `fingerprint` it stays the same when other methods, orders or seeds are added, so that their finished
     runs need not be done again.
     """
-    data = identity_of(config)
+    data = _without_metrics(identity_of(config))
     chosen = config.method(method)
     return _hash(
         {
@@ -46,6 +47,11 @@ def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> s
             **({"diagnostics": [identity_of(d) for d in config.measured]} if config.measured else {}),
         }
     )
+
+
+def _without_metrics(data: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the experiment's own are made from what was measured: with another one a finished run stays what it is."""
+    return {**data, "evaluate": {key: value for key, value in data["evaluate"].items() if key != "metrics"}}
 
 
 def _hash(data: Any) -> str:

@@ -20,6 +20,7 @@ from cl_softcot.machine import processes
 from cl_softcot.models.batch import Edit, Encoded
 from cl_softcot.models.writing import Generation, generate
 from cl_softcot.reasoning.base import Parts, Phase, Reasoning
+from cl_softcot.results.folder import RunFolder
 
 if TYPE_CHECKING:
     from cl_softcot.answering.evaluate import Probe
@@ -222,7 +223,7 @@ class Subject:
     def outcomes(self, row: int, name: str) -> list[bool]:
         """Which examples of a probe were answered right, as used, when that row was measured."""
         kind = next(p.kind for p in (*self.tasks, *self.families) if p.name == name)
-        lines = processes.from_main(lambda: read_jsonl(self.folder / "predictions" / f"row_{row}.jsonl"))
+        lines = processes.from_main(lambda: read_jsonl(RunFolder(self.folder).answers(row)))
         return [line["outcome"] == "right" for line in lines if (line["set"], line["task"]) == (kind, name)]
 
     @property

@@ -94,17 +94,17 @@ def _of_questions(study: Study, runs: Sequence[Result], measure: Measure) -> Sco
 
 
 def _answers(study: Study, run: Result, row: int, kind: str) -> Scores | None:
-    lines = study.predictions(run, row % len(run["accuracy"]["matrix"]))
+    lines = study.predictions(run, row % len(run.accuracy.matrix))
     if lines is None:
         return None
     unit = lambda line: Unit(  # noqa: E731
-        (run["seed"], run["order"]), line["task"], line["id"], (line.get("meta") or {}).get("cluster")
+        (run.seed, run.order), line["task"], line["id"], (line.get("meta") or {}).get("cluster")
     )
     return {unit(line): float(line["outcome"] == "right") for line in lines if line["set"] == kind}
 
 
 def _of_runs(runs: Sequence[Result], measure: Measure) -> Scores:
-    values = {Unit((run["seed"], run["order"]), "all"): value_of(run, measure) for run in runs}
+    values = {Unit((run.seed, run.order), "all"): value_of(run, measure) for run in runs}
     return {unit: float(value) for unit, value in values.items() if value is not None}
 
 
@@ -148,7 +148,7 @@ def within(study: Study, by_method: Mapping[str, Sequence[Result]], path: Path, 
         used[method] = [run for run in runs if at(run, path) is not None and at(run, minus) is not None]
         if used[method]:
             for side, place in ((method, path), (f"{method}\0", minus)):
-                scores[side] = {Unit((run["seed"], run["order"]), "all"): float(at(run, place)) for run in used[method]}
+                scores[side] = {Unit((run.seed, run.order), "all"): float(at(run, place)) for run in used[method]}
     found = {}
     for line in compare(scores, [(method, f"{method}\0") for method in used if used[method]]) if scores else ():
         d = line.difference

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cl_softcot.errors import UserError
 from cl_softcot.results import kept
+from cl_softcot.results.folder import RunFolder
 from cl_softcot.statistics.paired import Unit
 
 
@@ -16,13 +17,13 @@ def scores_of_run(folder: str | Path, row: int | None = None) -> dict[Unit, floa
         UserError: if the folder has no ``result.json``, or the row's predictions are missing.
     """
     folder = Path(folder)
-    result = kept.result(folder)
-    if result is None:
+    record = kept.record(folder)
+    if record is None:
         raise UserError("this run is not finished: it has no result.json", where=str(folder), fix="start the experiment again")
-    row = len(result["accuracy"]["matrix"]) - 1 if row is None else row
-    run, answers = (result["seed"], result["order"]), kept.answers(folder, row)
+    row = record.last_row if row is None else row
+    run, answers = (record.seed, record.order), kept.answers(folder, row)
     if answers is None:
-        raise UserError("nothing was kept of this row's answers", where=str(folder / "predictions" / f"row_{row}.jsonl"))
+        raise UserError("nothing was kept of this row's answers", where=str(RunFolder(folder).answers(row)))
     return {
         Unit(run, p["task"], p["id"], p["meta"].get("cluster")): float(p["outcome"] == "right")
         for p in answers

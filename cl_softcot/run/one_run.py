@@ -9,8 +9,6 @@ and the numbers are those of a run that was never interrupted.
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,12 +20,11 @@ from cl_softcot.answering.build import load_models, make_evaluator, make_tasks
 from cl_softcot.answering.per_task import NearestRouter, PerTaskPolicy, TaskBank, make_router
 from cl_softcot.answering.policy import MethodPolicy, tensors_sha256
 from cl_softcot.config.experiment import Experiment
-from cl_softcot.config.fingerprint import run_fingerprint
 from cl_softcot.config.plan import OnRow, RunSpec, Tell
 from cl_softcot.config.settings import MethodConfig
 from cl_softcot.diagnostics.base import Diagnostic, Subject, undisturbed
 from cl_softcot.errors import StopRun, UserError
-from cl_softcot.files import atomic_write_json, jsonable, read_json, read_jsonl
+from cl_softcot.files import atomic_write_json, jsonable, read_json
 from cl_softcot.learning import checkpoint
 from cl_softcot.learning.learner import Learner
 from cl_softcot.learning.snapshot import load_weights
@@ -35,13 +32,12 @@ from cl_softcot.learning.stream import data_fingerprint, make_stream
 from cl_softcot.machine import processes
 from cl_softcot.machine.exact import make_exact, memory_explained
 from cl_softcot.machine.lanes import LaneStopped, hand_on, working_seconds
-from cl_softcot.metrics.cost import count_parameters, peak_memory_mb
-from cl_softcot.metrics.flips import flips_of_run
-from cl_softcot.metrics.intervals import summary_intervals
-from cl_softcot.metrics.matrix import summary
 from cl_softcot.models.frozen_states import tally
 from cl_softcot.reasoning.base import Parts
 from cl_softcot.results.events import EventLog, final_metrics, row_metrics
+from cl_softcot.results.folder import RunFolder
+from cl_softcot.results.record import PartialRecord, RunRecord
+from cl_softcot.run.recording import partial_record, run_record
 
 # ------------------------------------------------------------------------------------------------------- the run
 
@@ -54,12 +50,12 @@ def run_one(
     provenance: Mapping[str, Any],
     report: Tell,
     on_row: OnRow | None = None,
-) -> dict:
-    """Runs, or goes on with, one run; returns its result (also in ``folder/result.json``).
+) -> RunRecord:
+    """Runs, or goes on with, one run; returns its record (also in ``folder/result.json``).
 
     Args:
         on_row: called with every row, in order, those that an earlier start measured included: the run, the row's index and the
-            result so far (``tasks``, ``accuracy``, ``retention``, ``drift``, each with the rows up to this one).
+            record so far (``PartialRecord``: its sections hold the rows up to this one).
 
     Raises:
         UserError: for everything that the user can mend (a loss that diverged, a full disk, data that do not fit).
@@ -384,127 +380,42 @@ class _Run:
 
     # -------------------------------------------------------------------------------------------------------- result
 
-    def _partial(self) -> dict[str, Any]:
-        rows = self.rows
-        return {
-            "tasks": [task.name for task in self.tasks],
-            "accuracy": {
-                "matrix": [r["accuracy"]["values"] for r in rows],
-                "n": rows[0]["accuracy"]["n"],
-                "intervals": [r["accuracy"]["intervals"] for r in rows],
-                "unanswered": [r["accuracy"]["unanswered"] for r in rows],
-                "untrained": rows[0]["untrained"],
-                "by": [r["accuracy"]["by"] for r in rows],
-            },
-            "retention": {
-                "families": [probe.name for probe in self.evaluator.families],
-                "same_family": self.evaluator.same_family,
-                "as_used": [r["retention"]["as_used"] for r in rows],
-                "weights_alone": [r["retention"]["weights_alone"] for r in rows],
-            },
-            "drift": {
-                "as_used": [r["drift"]["as_used"] for r in rows],
-                "weights_alone": [r["drift"]["weights_alone"] for r in rows],
-            },
-        }
+    def _partial(self) -> PartialRecord:
+        return partial_record(self.evaluator, self.rows)
 
-    def result(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        """What `result.json` holds (see the README of experiments/results for its fields)."""
-        partial, method = self._partial(), self.method
-        after = self.parts.backbone.weights_sha256()
-        trained = count_parameters(self.strategy.tensors(self.parts)) if self.strategy.trains else 0
-        last, outcomes = self.rows[-1], processes.from_main(self._outcomes)
-        flips = self._flips(outcomes)
-        return {
-            "schema": 1,
-            "experiment": self.config.name,
-            "method": method.name,
-            "order": self.spec.order,
-            "seed": self.spec.seed,
-            "tasks": partial["tasks"],
-            "families": {task.name: task.family for task in self.tasks},
-            "reasoning": method.reasoning.model_dump(mode="json"),
-            "strategy": method.strategy.model_dump(mode="json"),
-            "reference": self.strategy.reference,
-            "per_task": method.per_task.model_dump(mode="json") if method.per_task else None,
-            "plugins": [plugin.model_dump(mode="json") for plugin in method.plugins],
-            "split": self.config.evaluate.split,
-            "accuracy": partial["accuracy"],
-            "summary": self._summary(partial["accuracy"]["matrix"], outcomes, flips),
-            "flips": flips["tasks"],
-            "retention": partial["retention"],
-            "drift": partial["drift"],
-            "routing": [row.get("routing") for row in self.rows] if self.bank else None,
-            "cost": {
-                "trained_parameters": trained * (len(self.tasks) if self.bank else 1),
-                "trained_parameters_per_copy": trained,
-                "tokens_per_answer": last["cost"]["tokens_per_answer"],
-                "forward_passes_per_answer": last["cost"]["forward_passes_per_answer"],
-                "train_seconds": sum(row["train_seconds"] for row in self.rows),
-                "evaluate_seconds": sum(row["evaluate_seconds"] for row in self.rows),
-                "assistant_seconds": sum(row.get("assistant_seconds", 0.0) for row in self.rows),
-                "optimiser_steps": sum(turn["steps"] for turn in self.turns),
-                "examples_per_task": self.train.examples if self.strategy.trains else 0,
-                "peak_memory_mb": peak_memory_mb(),
-            },
-            "losses": [turn["losses"] for turn in self.turns],
-            **({"diagnostics": self._diagnosed} if self._diagnosed else {}),
-            "frozen": {
-                "backbone_sha256_before": self.backbone_sha256,
-                "backbone_sha256_after": after,
-                "unchanged": after == self.backbone_sha256,
-            },
-            "train_fingerprints": self.data_fingerprint,
-            "config_fingerprint": run_fingerprint(self.config, self.spec.method, self.spec.order, self.spec.seed),
-            "machine": self._machine(),
-            **provenance,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+    def result(self, provenance: Mapping[str, Any]) -> RunRecord:
+        """What `result.json` holds."""
+        return run_record(
+            config=self.config,
+            spec=self.spec,
+            folder=RunFolder(self.folder),
+            evaluator=self.evaluator,
+            parts=self.parts,
+            strategy=self.strategy,
+            rows=self.rows,
+            turns=self.turns,
+            diagnosed=self._diagnosed,
+            weights_before=self.backbone_sha256,
+            train_fingerprints=self.data_fingerprint,
+            sizes=self._sizes,
+            provenance=provenance,
+        )
 
-    def _machine(self) -> dict[str, Any]:
-        now = {"device": str(self.parts.backbone.device), "processes": self._sizes[-1]}
-        before = {"processes_before": self._sizes[:-1]} if self._sizes[:-1] else {}
-        return {"processor": platform.machine(), "system": platform.system(), **now, **before}
-
-    def _outcomes(self) -> list[list[list[float]]]:
-        """1 right, 0 not: [row][task][example]."""
-        outcomes = []
-        for i in range(len(self.rows)):
-            found: dict[str, list[float]] = {task.name: [] for task in self.tasks}
-            path = self.folder / "predictions" / f"row_{i}.jsonl"
-            for p in read_jsonl(path):
-                if p["set"] == "task":
-                    found[p["task"]].append(float(p["outcome"] == "right"))
-            outcomes.append(list(found.values()))
-        return outcomes
-
-    def _summary(self, matrix: Sequence[Sequence[float]], outcomes: Sequence[Any], flips: Mapping[str, Any]) -> dict[str, Any]:
-        values: dict[str, Any] = dict(summary(matrix))
-        intervals = summary_intervals(outcomes, self.config.evaluate.bootstrap)
-        values |= {f"{name}_interval": list(interval) if interval else None for name, interval in intervals.items()}
-        return values | flips["summary"]
-
-    def _flips(self, outcomes: Sequence[Any]) -> dict[str, Any]:
-        options = {p.name: [p.task.n_options_of(example) for example in p.examples] for p in self.evaluator.tasks}
-        found = flips_of_run(outcomes, list(options), options)
-        for name, numbers in options.items():  # one number where all examples have the same
-            found["tasks"][name]["n_options"] = numbers[0] if len(set(numbers)) == 1 else numbers
-        return found
-
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: RunRecord) -> None:
         """Figures, tables and last numbers; ``result.json`` comes last: a run without it is not finished."""
         from cl_softcot.track import figures
         from cl_softcot.track.predictions import TABLE_TAGS, write_predictions
 
         self._say("drawing", 0.99)
-        pages = figures.draw_run(result, self.folder / "figures") + write_predictions(self.folder, result)
+        folder = RunFolder(self.folder)
+        pages = figures.draw_run(result, folder.figures) + write_predictions(self.folder, result)
         self.log.metrics(0, final_metrics(result))  # MLflow draws a bar for a metric whose only step is 0
         if pages:
             self.log.tags(TABLE_TAGS)
         for page in pages:
             self.log.artifact(page.relative_to(self.folder))
-        atomic_write_json(self.folder / "result.json", result)
-        self.log.artifact("result.json")
+        atomic_write_json(folder.result, result.as_dict())
+        self.log.artifact(folder.result.name)
         self.log.status("FINISHED")
         self.report({"logged": str(self.folder)})
 

@@ -313,7 +313,7 @@ def test_scores_are_read_from_a_runs_folder(tmp_path):
     for row in (0, 1):
         text = "".join(json.dumps(line) + "\n" for line in lines[row:])
         (tmp_path / "predictions" / f"row_{row}.jsonl").write_text(text)
-    (tmp_path / "result.json").write_text(json.dumps({"seed": 3, "order": "given", "accuracy": {"matrix": [[0], [0]]}}))
+    (tmp_path / "result.json").write_text(json.dumps({"method": "m", "seed": 3, "order": "given", "accuracy": {"matrix": [[0], [0]]}}))
     run = (3, "given")
     assert scores_of_run(tmp_path, 0) == {Unit(run, "t", "t/test/0", "p1"): 1.0, Unit(run, "t", "t/test/1"): 0.0}
     assert scores_of_run(tmp_path) == {Unit(run, "t", "t/test/1"): 0.0}
