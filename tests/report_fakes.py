@@ -14,7 +14,7 @@ from cl_softcot.files import atomic_write_json
 from cl_softcot.metrics.flips import flips_of_run
 from cl_softcot.metrics.intervals import stratified_interval, summary_intervals
 from cl_softcot.metrics.matrix import summary
-from cl_softcot.results.record import SCHEMA, RunRecord
+from cl_softcot.results.record import SCHEMA, RunRecord, read_record
 
 TASKS = ("deduce", "recall", "fees")
 FAMILIES = ("arithmetic", "dates")
@@ -189,4 +189,4 @@ def edit_result(run: Path, **changes: Any) -> None:
     result = json.loads((run / "result.json").read_text())
     for key, value in changes.items():
         result[key] = {**result[key], **value} if isinstance(value, dict) and isinstance(result.get(key), dict) else value
-    atomic_write_json(run / "result.json", result)
+    atomic_write_json(run / "result.json", read_record(result).as_dict())

@@ -62,7 +62,7 @@ class Results(Sequence[RunRecord]):
         >>> table = load_results("experiments/results/layers").to_dataframe()
         >>> last = table[(table.measure == "accuracy") & (table.experience == 4)]
         >>> last.groupby("method").value.mean().round(3).to_dict()["cot_all"]
-        0.823
+        0.892
         """
         from cl_softcot.results.table import to_dataframe
 
