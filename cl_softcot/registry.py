@@ -117,6 +117,26 @@ def any_kind(name: str) -> type | ModuleType:
     return find(kind, name)
 
 
+def find_function(kind: str, name: str) -> Callable[..., Any]:
+    """A function by `package.module:function`; ``kind`` says in messages what it is for.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not _PATH.fullmatch(name):
+        raise UserError(f"{name!r} does not name a {kind}", fix=f"A {kind} of your own is named package.module:function.")
+    module_name, _, function_name = name.partition(":")
+    module = _import(kind, name, module_name)
+    found = getattr(module, function_name, None)
+    if found is None:
+        functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_"]
+        told = f"module {module_name!r} has no function {function_name!r}{did_you_mean(function_name, functions)}"
+        raise UserError(told, where=getattr(module, "__file__", None))
+    if not callable(found):
+        raise UserError(f"{name} cannot be called, so it cannot be a {kind}", where=getattr(module, "__file__", None))
+    return found
+
+
 def known(kind: str) -> list[str]:
     """The names that `find` knows, sorted. Nothing is imported, except for Avalanche's plug-ins."""
     if kind == "plugin":

@@ -14,6 +14,7 @@ from cl_softcot.files import atomic_write_json
 from cl_softcot.metrics.flips import flips_of_run
 from cl_softcot.metrics.intervals import stratified_interval, summary_intervals
 from cl_softcot.metrics.matrix import summary
+from cl_softcot.results.record import SCHEMA, RunRecord, read_record
 
 TASKS = ("deduce", "recall", "fees")
 FAMILIES = ("arithmetic", "dates")
@@ -121,8 +122,8 @@ def _run(
     flips = flips_of_run(outcomes, list(tasks), dict.fromkeys(tasks))
     drift = [_drift(i, drifted, tasks, rng) for i in range(len(rows))]
     sha = f"base{experiment['backbone']['path']}"
-    result = {
-        "schema": 1, "experiment": experiment["name"], "method": method["name"], "order": order, "seed": seed,
+    result = RunRecord.model_validate({
+        "schema": SCHEMA, "experiment": experiment["name"], "method": method["name"], "order": order, "seed": seed,
         "tasks": list(tasks),
         "families": dict.fromkeys(tasks, "arithmetic"), "reasoning": method["reasoning"], "strategy": method["strategy"],
         "reference": "joint" if strategy == "joint" else None, "per_task": method["per_task"], "plugins": [],
@@ -145,8 +146,8 @@ def _run(
         "config_fingerprint": f"{method['name']}{order}{seed}",
         "machine": {"processor": "x86_64", "device": "cpu", "processes": 1},
         "versions": {"python": "3.11.7", "torch": "2.13.0"}, "revision": "abc", "finished": "2026-01-01T00:00:00Z",
-    }  # fmt: skip
-    return result, rows
+    })  # fmt: skip
+    return result.as_dict(), rows
 
 
 def _base(data_seed: int) -> dict[tuple[str, str], np.ndarray]:
@@ -188,4 +189,4 @@ def edit_result(run: Path, **changes: Any) -> None:
     result = json.loads((run / "result.json").read_text())
     for key, value in changes.items():
         result[key] = {**result[key], **value} if isinstance(value, dict) and isinstance(result.get(key), dict) else value
-    atomic_write_json(run / "result.json", result)
+    atomic_write_json(run / "result.json", read_record(result).as_dict())

@@ -117,11 +117,13 @@ def rows(folder: Path, trial: int) -> list[Path]:
     return sorted((folder / "trials" / str(trial)).glob("runs/*/rows/row_*.json"))
 
 
-def trial_results(folder: Path) -> dict[int, list[dict[str, Any]]]:
+def trial_results(folder: Path) -> dict[int, list[Any]]:
     """The results on the disk, by trial."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    from cl_softcot.results import kept
+
+    found: dict[int, list[Any]] = {}
     for path in sorted((folder / "trials").glob("*/runs/*/result.json")):
-        found.setdefault(int(path.parts[-4]), []).append({**json.loads(path.read_text()), "_folder": str(path.parent)})
+        found.setdefault(int(path.parts[-4]), []).append(kept.record(path.parent))
     return found
 
 
@@ -141,7 +143,7 @@ def assert_sound(folder: Path, complete: int) -> None:
             assert all(t.state.name == "FAIL" for t in trials if t.number != record.last.number)
         for record in done:
             assert list(judge(search.plan, results[record.number]).values()) == record.last.values
-            config = json.loads((Path(results[record.number][0]["_folder"]) / "config.json").read_text())
+            config = json.loads((results[record.number][0].folder / "config.json").read_text())
             for key, value in record.params.items():
                 assert _at(config, key) == value, key
 

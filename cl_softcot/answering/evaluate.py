@@ -22,6 +22,7 @@ from cl_softcot.metrics.cost import cost_per_answer
 from cl_softcot.metrics.drift import DriftReference, drift, written_ids
 from cl_softcot.metrics.intervals import bootstrap_interval
 from cl_softcot.metrics.retention import retention
+from cl_softcot.results.folder import RunFolder, SharedFolder
 from cl_softcot.tasks.base import Example, Task
 
 Prediction = dict[str, Any]
@@ -151,10 +152,12 @@ class Evaluator:
             name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
         }
 
+        place = SharedFolder(shared)
+
         def write() -> None:
-            _write_predictions(shared / "base_predictions.jsonl", predictions)
-            atomic_write_text(shared / "base_continuations.json", dump_json(continuations) + "\n")
-            atomic_write_json(shared / "base.json", self._base_record())  # last: without it the base was not measured
+            _write_predictions(place.answers, predictions)
+            atomic_write_text(place.continuations, dump_json(continuations) + "\n")
+            atomic_write_json(place.base, self._base_record())  # last: without it the base was not measured
 
         processes.from_main(write)
 
@@ -164,7 +167,7 @@ class Evaluator:
         Raises:
             UserError: if it did, but with others: numbers of the two must not stand beside each other.
         """
-        path, wanted = shared / "base.json", self._base_record()
+        path, wanted = SharedFolder(shared).base, self._base_record()
         known = processes.from_main(lambda: read_json(path) if path.exists() else None)
         if known is None:
             return False
@@ -178,7 +181,7 @@ class Evaluator:
                 fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
             )
         # Runs that were taken over from kept results bring the record, and not the answers.
-        return processes.from_main(lambda: (shared / "base_predictions.jsonl").exists())
+        return processes.from_main(lambda: SharedFolder(shared).answers.exists())
 
     def _base_record(self) -> dict[str, Any]:
         """What must not change under a folder: the models, how the base writes, and every set of examples."""
@@ -191,8 +194,8 @@ class Evaluator:
 
     def load_base(self, shared: Path) -> None:
         """Takes over what ``measure_base`` found."""
-        self.answers.remember_file(shared / "base_predictions.jsonl")
-        continuations = processes.from_main(lambda: read_json(shared / "base_continuations.json"))
+        self.answers.remember_file(SharedFolder(shared).answers)
+        continuations = processes.from_main(lambda: read_json(SharedFolder(shared).continuations))
         self._references = [
             DriftReference.build(name, self.base, examples, self.settings.max_new_tokens, continuations[name])
             for name, examples in self._sets.items()
@@ -212,7 +215,7 @@ class Evaluator:
         kept = {probe.name: answered.pop(probe.name) for probe in families}
         used, bare = answered, self._answer(alone, families)
         written = [*used.values(), *kept.values()]
-        processes.from_main(lambda: _write_row(folder / "predictions", index, written, list(bare.values())))
+        processes.from_main(lambda: _write_row(RunFolder(folder), index, written, list(bare.values())))
         row = {
             "row": index,
             "accuracy": self._accuracies(used),
@@ -306,10 +309,10 @@ def _hash_of(examples: Sequence[Example]) -> str:
     return sha256_of(dump_json([[e.id, e.question, list(e.steps), e.answer] for e in examples]).encode())
 
 
-def _write_row(folder: Path, index: int, used: Sequence[list[Prediction]], bare: Sequence[list[Prediction]]) -> None:
-    _write_predictions(folder / f"row_{index}.jsonl", [p for predictions in used for p in predictions])
+def _write_row(folder: RunFolder, index: int, used: Sequence[list[Prediction]], bare: Sequence[list[Prediction]]) -> None:
+    _write_predictions(folder.answers(index), [p for predictions in used for p in predictions])
     if bare and index:
-        _write_predictions(folder / f"weights_alone_{index}.jsonl", [p for predictions in bare for p in predictions])
+        _write_predictions(folder.answers_alone(index), [p for predictions in bare for p in predictions])
 
 
 def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -171,14 +171,6 @@ def make_router(routing: str, parts: Parts) -> OracleRouter | NearestRouter:
     return OracleRouter() if routing == "oracle" else NearestRouter(parts.states)
 
 
-def routing_accuracy(router: Router, examples: Sequence[Example], known: Sequence[str]) -> float | None:
-    """Share of examples that go to their own task's copy, or to none where their task has none; None without examples."""
-    if not examples:
-        return None
-    wanted = [e.task if e.task in known else None for e in examples]
-    return sum(w == r for w, r in zip(wanted, router.routes(examples), strict=True)) / len(examples)
-
-
 # -------------------------------------------------------------------------------------------------------- policy
 
 

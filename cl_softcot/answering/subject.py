@@ -22,6 +22,7 @@ from cl_softcot.machine import processes
 from cl_softcot.models.batch import Edit, Encoded
 from cl_softcot.models.writing import Generation, generate
 from cl_softcot.reasoning.base import Parts, Phase
+from cl_softcot.results.folder import RunFolder
 from cl_softcot.tasks.base import Example
 
 
@@ -203,7 +204,9 @@ class Subject:
     def outcomes(self, row: int, name: str) -> list[bool]:
         """Which examples of a probe were answered right, as used, when that row was measured."""
         kind = next(p.kind for p in (*self.tasks, *self.families) if p.name == name)
-        lines = processes.from_main(lambda: read_jsonl(self.folder / "predictions" / f"row_{row}.jsonl"))
+        assert self.folder is not None, "answers are in the run's own folder"
+        folder = RunFolder(self.folder)
+        lines = processes.from_main(lambda: read_jsonl(folder.answers(row)))
         return [line["outcome"] == "right" for line in lines if (line["set"], line["task"]) == (kind, name)]
 
     @property

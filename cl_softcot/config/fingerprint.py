@@ -28,8 +28,8 @@ def to_yaml(config: Experiment) -> str:
 
 
 def fingerprint(config: Experiment) -> str:
-    """SHA-256, in hex, of all that can change a number: everything but `output_dir` and `tracking`."""
-    data = {key: value for key, value in identity_of(config).items() if key not in ("output_dir", "tracking")}
+    """SHA-256, in hex, of all that can change a number: everything but `output_dir`, `tracking` and the metrics' names."""
+    data = {key: value for key, value in _without_metrics(identity_of(config)).items() if key not in ("output_dir", "tracking")}
     modules = user_modules(config, config.methods, config.tasks)
     return _hash({**data, **({"user_modules": modules} if modules else {})})
 
@@ -40,7 +40,7 @@ def run_fingerprint(config: Experiment, method: str, order: str, seed: int) -> s
     Unlike `fingerprint` it stays the same when other methods, orders or seeds are added, so that their finished
     runs need not be done again.
     """
-    data = identity_of(config)
+    data = _without_metrics(identity_of(config))
     chosen = config.method(method)
     modules = modules_of_run(config, method, order)
     return _hash(
@@ -67,6 +67,11 @@ def user_modules(config: Experiment, methods: Sequence[MethodConfig], tasks: Seq
     named += [part for method in methods for part in (method.reasoning, method.strategy)]
     plugins = [plugin.cls for method in methods for plugin in method.plugins if ":" in plugin.name]
     return registry.user_modules([*(cls for one in named for cls in one.classes), *plugins])
+
+
+def _without_metrics(data: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the experiment's own are made from what was measured: with another one a finished run stays what it is."""
+    return {**data, "evaluate": {key: value for key, value in data["evaluate"].items() if key != "metrics"}}
 
 
 def _hash(data: Any) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cl_softcot.config.experiment import Experiment
 
 Tell = Callable[[dict[str, Any]], None]
-OnRow = Callable[["RunSpec", int, dict[str, Any]], None]
+OnRow = Callable[["RunSpec", int, Any], None]  # the last is a ``results.record.PartialRecord``
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     Field,
     field_serializer,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from cl_softcot.config.additions import ADDED_LATER
 from cl_softcot.config.plugins import PluginConfig, ReasoningConfig, StrategyConfig, Strict, TaskConfig
-from cl_softcot.config.problems import SLUG
+from cl_softcot.config.problems import SLUG, told
+from cl_softcot.errors import UserError
 
 # A text that stands for a map, and the keys of that map which it fills.
 SHORT_FORMS = {
@@ -150,6 +152,20 @@ class EvaluateConfig(Strict):
         description="examples a task after experiences before the last, for all but the task just learned and the next one: "
         "the first ones of `test` (null: all). A stream of T tasks is answered T times: this is what makes it T^2",
     )
+    metrics: list[str] = Field(
+        [], description="metrics of your own, package.module:function; computed for finished runs too, and part of no fingerprint"
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _can_be_computed(cls, metrics: list[str]) -> list[str]:
+        from cl_softcot.metrics.own import find_metrics
+
+        try:
+            find_metrics(metrics)
+        except UserError as error:
+            raise PydanticCustomError("metric", "{told}", {"told": told(error)}) from None
+        return metrics
 
 
 class PerTaskConfig(Strict):

@@ -21,6 +21,7 @@ from cl_softcot.diagnostics.base import Diagnostic, DiagnosticSettings, Subject
 from cl_softcot.files import atomic_write
 from cl_softcot.machine import processes
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.results.folder import RunFolder
 
 if TYPE_CHECKING:
     from cl_softcot.config.settings import MethodConfig
@@ -173,7 +174,7 @@ def _squared_norm(tensor: Tensor) -> float:
 
 def _file(subject: Subject, row: int) -> Path:
     assert subject.folder is not None, "weights are kept in the run's own folder"
-    return subject.folder / "diagnostics" / f"weight_change_{row}.safetensors"
+    return RunFolder(subject.folder).changed_weights(row)
 
 
 def _keep(subject: Subject) -> None:

@@ -12,6 +12,7 @@ from cl_softcot.estimate.advice import LONGEST, Device, MethodEstimate, amount, 
 from cl_softcot.estimate.here import estimate_seconds, runs_here
 from cl_softcot.estimate.texts import text_lengths
 from cl_softcot.estimate.time import H100, base_hours
+from cl_softcot.results.folder import ExperimentFolder
 
 # ------------------------------------------------------------------------------------------------- in words
 
@@ -32,7 +33,7 @@ def describe(config: Experiment, specs: Sequence[RunSpec], jobs: int, *, gpu_mem
     width = max(len(m.name) for m in config.methods)
     left = 0.0
     for m in config.methods:
-        done = sum((folder / "runs" / s.key / "result.json").exists() for s in specs if s.method == m.name)
+        done = sum(ExperimentFolder(folder).run(s.key).result.exists() for s in specs if s.method == m.name)
         n = sum(s.method == m.name for s in specs)
         routed = f", per task ({m.per_task.routing})" if m.per_task else ""
         added = "".join(f" + {plugin.name}" for plugin in m.plugins)

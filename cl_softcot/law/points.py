@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from cl_softcot.results.reading import is_trained, load_results
+from cl_softcot.results.reading import load_results
+from cl_softcot.results.record import VIEWS, RunRecord
 
-VIEWS = ("as_used", "weights_alone")
 INPUTS = ("new_task", "general")
 OUTCOMES = ("base_abilities", "earlier_tasks")
 
@@ -61,9 +60,9 @@ def points_from(folder: str | Path) -> list[Point]:
     return [point for result in load_results(folder) for point in points_of(result)]
 
 
-def points_of(result: Mapping[str, Any]) -> list[Point]:
-    """The points of one run, from its ``result.json``; see ``points_from``."""
-    return list(_points(result)) if is_trained(result) else []
+def points_of(result: RunRecord) -> list[Point]:
+    """The points of one run; see ``points_from``."""
+    return list(_points(result)) if result.trained else []
 
 
 def moved(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
@@ -72,41 +71,32 @@ def moved(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
     return [p for p in points if p.run not in still], sorted(still)
 
 
-def family_of(result: Mapping[str, Any]) -> str:
+def family_of(result: RunRecord) -> str:
     """The kind of method: what learns, and whether each task has its own copy (``lora``, ``frozen_backbone per task``)."""
-    strategy = result["strategy"]
-    name = strategy if isinstance(strategy, str) else strategy["name"]
-    return f"{name} per task" if result.get("per_task") else name
+    return f"{result.strategy_name} per task" if result.per_task else result.strategy_name
 
 
-def _points(result: Mapping[str, Any]) -> Iterator[Point]:
-    matrix = result["accuracy"]["matrix"]
-    run = ".".join(str(result.get(key)) for key in ("experiment", "method", "order", "seed"))
-    for i, task in enumerate(result["tasks"][: len(matrix) - 1], start=1):
+def _points(result: RunRecord) -> Iterator[Point]:
+    matrix = result.accuracy.matrix
+    run = f"{result.experiment}.{result.method}.{result.order}.{result.seed}"
+    for i, task in enumerate(result.tasks[: len(matrix) - 1], start=1):
         for view in VIEWS:
             for outcome, forgetting in _losses(result, view, i):
                 for inputs, name in zip(INPUTS, (task, "general"), strict=True):
-                    forward, reverse = (_drift(result, view, i, f"{kl}_kl/{name}") for kl in ("forward", "reverse"))
+                    forward, reverse = (result.drift_row(view, i).get(f"{kl}_kl/{name}") for kl in ("forward", "reverse"))
                     if forgetting is None or (forward is None and reverse is None):
                         continue
                     yield Point(
-                        run=run, method=result["method"], family=family_of(result), experience=i, task=task, checkpoint=i,
+                        run=run, method=result.method, family=family_of(result), experience=i, task=task, checkpoint=i,
                         view=view, inputs=inputs, outcome=outcome, forward_kl=forward, reverse_kl=reverse, forgetting=forgetting,
                         accuracy=matrix[i][i - 1], start_accuracy=matrix[0][i - 1],
                     )  # fmt: skip
 
 
-def _losses(result: Mapping[str, Any], view: str, i: int) -> Iterator[tuple[str, float | None]]:
+def _losses(result: RunRecord, view: str, i: int) -> Iterator[tuple[str, float | None]]:
     """What was forgotten by row i, in each way that was measured in this view."""
-    rows = (result.get("retention") or {}).get(view) or []
-    kept = [(row or {}).get("all") for row in rows]
-    known = i < len(kept) and kept[0] is not None and kept[i] is not None
-    yield "base_abilities", kept[0] - kept[i] if known else None
-    matrix = result["accuracy"]["matrix"]
-    if view == "as_used" and i > 1 and not result.get("reference"):  # R is as used; references do not go from task to task
+    before, now = (row.all if row else None for row in (result.retention_row(view, 0), result.retention_row(view, i)))
+    yield "base_abilities", None if before is None or now is None else before - now
+    matrix = result.accuracy.matrix
+    if view == "as_used" and i > 1 and not result.reference:  # R is as used; references do not go from task to task
         yield "earlier_tasks", fmean(matrix[j][j - 1] - matrix[i][j - 1] for j in range(1, i))
-
-
-def _drift(result: Mapping[str, Any], view: str, i: int, key: str) -> float | None:
-    rows = (result.get("drift") or {}).get(view) or []
-    return (rows[i] or {}).get(key) if i < len(rows) else None

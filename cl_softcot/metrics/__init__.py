@@ -14,7 +14,8 @@ A new metric of the accuracy matrix is one new file in this folder::
 
     CATALOGUE = {"acc/worst": Meaning("min_j R[T,j]", "ours", "fraction", "higher is better", worst_task)}
 
-and appears in :func:`cl_softcot.metrics.matrix.summary` by itself.
+and appears in :func:`cl_softcot.metrics.matrix.summary` by itself. One of an experiment's own stands anywhere on Python's path
+and is named in the experiment, or to the report: see ``own.py``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,20 @@ class Meaning:
     unit: str
     direction: str
     of_matrix: Callable[[Any], float | None] | None = None
+
+
+def metric(
+    formula: str, source: str, unit: str, direction: str, *, name: str | None = None
+) -> Callable[[Callable[[Any], float | None]], Callable[[Any], float | None]]:
+    """Says of a function what its number means; ``name``: what the number is called, if not like the function. See ``own.py``."""
+
+    def give(function: Callable[[Any], float | None]) -> Callable[[Any], float | None]:
+        function.meaning = Meaning(formula, source, unit, direction)  # type: ignore[attr-defined]
+        if name:
+            function.metric_name = name  # type: ignore[attr-defined]
+        return function
+
+    return give
 
 
 def catalogue() -> dict[str, Meaning]:

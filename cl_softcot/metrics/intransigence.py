@@ -7,8 +7,7 @@ of method, with the same seed and the same budget a task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +15,9 @@ from numpy.typing import ArrayLike
 from cl_softcot.errors import UserError
 from cl_softcot.metrics import Meaning
 from cl_softcot.metrics.matrix import as_matrix
+
+if TYPE_CHECKING:
+    from cl_softcot.results.record import RunRecord
 
 REFERENCES = ("joint", "single_task")
 
@@ -33,45 +35,44 @@ def intransigence(R: ArrayLike, a_star: ArrayLike) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def reference_accuracy(reference: Mapping[str, Any]) -> dict[str, float]:
-    """a*_j by task, from the ``result.json`` of a reference run.
+def reference_accuracy(reference: RunRecord) -> dict[str, float]:
+    """a*_j by task, from the record of a reference run.
 
     Of ``joint``: the last row, after training on all tasks. Of ``single_task``: each task right after its own turn.
 
     Raises:
         UserError: if the run is not of a reference.
     """
-    kind, matrix, tasks = reference.get("reference"), reference["accuracy"]["matrix"], reference["tasks"]
+    kind, matrix, tasks = reference.reference, reference.accuracy.matrix, reference.tasks
     if kind not in REFERENCES:
         fix = f"make a run with the strategy {' or '.join(REFERENCES)}"
-        raise UserError(f"{reference['method']} is a method, not a reference to compare one with", fix=fix)
+        raise UserError(f"{reference.method} is a method, not a reference to compare one with", fix=fix)
     rows = [len(tasks)] * len(tasks) if kind == "joint" else range(1, len(tasks) + 1)
     return {task: matrix[i][j] for j, (i, task) in enumerate(zip(rows, tasks, strict=True))}
 
 
-def against_reference(result: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float | None]:
-    """``{"intransigence/joint": x}`` or ``{"intransigence/single_task": x}`` of a run, from the two ``result.json``.
+def against_reference(result: RunRecord, reference: RunRecord) -> dict[str, float | None]:
+    """``{"intransigence/joint": x}`` or ``{"intransigence/single_task": x}`` of a run, from the two records.
 
     Tasks are matched by name, so the orders may differ.
 
     Raises:
         UserError: if the reference has not learned a task of the run, or was measured on another split or number of examples.
     """
-    a_star, kind = reference_accuracy(reference), reference["reference"]
-    missing = [task for task in result["tasks"] if task not in a_star]
-    if missing or (kind == "joint" and set(a_star) != set(result["tasks"])):
+    a_star, kind = reference_accuracy(reference), reference.reference
+    missing = [task for task in result.tasks if task not in a_star]
+    if missing or (kind == "joint" and set(a_star) != set(result.tasks)):
         raise UserError(
-            f"the reference {reference['method']} learned {', '.join(a_star)}, the run {', '.join(result['tasks'])}",
+            f"the reference {reference.method} learned {', '.join(a_star)}, the run {', '.join(result.tasks)}",
             fix="compare runs over the same tasks",
         )
-    n = dict(zip(reference["tasks"], reference["accuracy"]["n"], strict=True))
-    measured = [(reference["split"], [n[task] for task in result["tasks"]]), (result["split"], list(result["accuracy"]["n"]))]
-    if measured[0] != measured[1]:
+    n = dict(zip(reference.tasks, reference.accuracy.n or [], strict=True))
+    if (reference.split, [n[task] for task in result.tasks]) != (result.split, result.accuracy.n):
         raise UserError(
-            f"the reference {reference['method']} was measured on other examples than {result['method']}",
+            f"the reference {reference.method} was measured on other examples than {result.method}",
             fix="take both from one experiment, or set the same evaluate.split and evaluate.test",
         )
-    value = intransigence(result["accuracy"]["matrix"], [a_star[task] for task in result["tasks"]])
+    value = intransigence(result.accuracy.matrix, [a_star[task] for task in result.tasks])
     return {f"intransigence/{kind}": value}
 
 

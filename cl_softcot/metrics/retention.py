@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cl_softcot.metrics import Meaning
-from cl_softcot.metrics.intervals import bootstrap_interval, stratified_difference, stratified_interval
+from cl_softcot.metrics.intervals import bootstrap_interval, stratified_interval
 
 GROUPS = ("all", "same_family", "unrelated")
 
@@ -58,32 +58,6 @@ def retention(
         row[group] = float(np.mean([values.mean() for values in chosen])) if chosen else None
         row[f"{group}_interval"] = list(stratified_interval(chosen, *options)) if chosen else None
     return row
-
-
-def retention_change(
-    before: Mapping[str, ArrayLike],
-    outcomes: Mapping[str, ArrayLike],
-    stream_families: Collection[str],
-    n_boot: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, dict[str, Any] | None]:
-    """Change of each group's retention against an earlier row (usually the base's), on the same examples.
-
-    Returns for each group ``{"change": x, "interval": [low, high], "shown": bool}``, or None without
-    families. Below zero is forgetting; ``shown`` says whether the paired interval leaves zero out.
-    """
-    if set(before) != set(outcomes):
-        raise ValueError(f"the two rows hold different families: {sorted(set(before) ^ set(outcomes))}")
-    changes: dict[str, dict[str, Any] | None] = {}
-    for group, members in groups(list(outcomes), stream_families).items():
-        changes[group] = None
-        if members:
-            pairs = [outcomes[family] for family in members], [before[family] for family in members]
-            change = stratified_difference(*pairs, n_boot, seed, level)
-            interval = [change.low, change.high]
-            changes[group] = {"change": change.value, "interval": interval, "shown": change.shown}
-    return changes
 
 
 def _of_group(which: str) -> Meaning:

@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--control", metavar="METHOD", help="whom all are compared with (default: a method that trains nothing)")
     p.add_argument("--chosen-by", action="append", default=[], metavar="SWEEP_FOLDER", help="the sweep that chose learning rates")
     p.add_argument("--bootstrap", type=int, metavar="N", help="resamples behind the intervals (default: 2000)")
+    p.add_argument(
+        "--metric", action="append", default=[], metavar="MODULE:FUNCTION", help="a metric of your own, computed of finished runs"
+    )
     p.add_argument("--no-mlflow", action="store_true", help="do not send the report to MLflow, even if the runs were")
     return p
 
@@ -64,8 +67,10 @@ def _report(args: argparse.Namespace) -> int:
     methods = [name for name in (args.methods or "").split(",") if name]
     say = lambda text: print(text, flush=True)  # noqa: E731
     if args.compare:
-        if args.control or args.chosen_by:
-            raise UserError("--control and --chosen-by are for the report of one study", fix="leave them out with --compare")
+        if args.control or args.chosen_by or args.metric:
+            raise UserError(
+                "--control, --chosen-by and --metric are for the report of one study", fix="leave them out with --compare"
+            )
         from cl_softcot.report.building import build_comparison
 
         page, studies = build_comparison(*args.compare, output=args.output, methods=methods, bootstrap=args.bootstrap, say=say)
@@ -74,7 +79,7 @@ def _report(args: argparse.Namespace) -> int:
 
         page, studies = build(
             args.folders, output=args.output, methods=methods, control=args.control, chosen_by=args.chosen_by,
-            bootstrap=args.bootstrap, say=say,
+            bootstrap=args.bootstrap, metrics=args.metric, say=say,
         )  # fmt: skip
     if not args.no_mlflow:
         _send(page, studies)

@@ -10,6 +10,7 @@ from typing import Any
 from cl_softcot import __version__
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_text, read_json
+from cl_softcot.metrics.own import find_metrics, with_metrics
 from cl_softcot.registry import modules_of
 from cl_softcot.report import sections
 from cl_softcot.report.capability import section as capability
@@ -18,6 +19,7 @@ from cl_softcot.report.sections.main_table import side_by_side
 from cl_softcot.report.studies import Study, choose_control, differences, load_studies
 from cl_softcot.report.writing import Part, write
 from cl_softcot.results import kept
+from cl_softcot.results.folder import ExperimentFolder
 
 
 def build(
@@ -28,15 +30,20 @@ def build(
     control: str | None = None,
     chosen_by: Sequence[str] = (),
     bootstrap: int = 2000,
+    metrics: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> tuple[Path, list[Study]]:
     """Writes the report of one or several studies; returns its page and the studies.
+
+    Args:
+        metrics: ``package.module:function`` of metrics that are computed of all runs, beside those of the experiments themselves.
 
     Raises:
         UserError: for folders without runs, unknown methods, and studies in which nothing is comparable.
     """
     studies = load_studies(folders, methods)
     for study in studies:
+        _compute(study, metrics)
         study.control, study.bootstrap = (
             choose_control(study, control if control in study.methods or len(studies) == 1 else None),
             bootstrap,
@@ -61,11 +68,19 @@ def build(
     return page, studies
 
 
+def _compute(study: Study, metrics: Sequence[str]) -> None:
+    """Metrics of the experiment's own, and those asked for, of runs that finished without them."""
+    named = [*((study.config.get("evaluate") or {}).get("metrics") or []), *metrics]
+    known = [{meaning.function for meaning in (run.metrics or {}).values()} for run in study.runs]
+    wanted = find_metrics(path for path in named if not all(path in paths for paths in known))  # else its code may be gone
+    study.runs = [with_metrics(run, wanted) for run in study.runs]
+
+
 def as_it_was_made(folder: str) -> tuple[list[str], dict[str, Any]]:
     """The folders and options (by their names in the command) of the report that was kept with a folder; of another folder
     itself, and none.
     """
-    path = Path(folder) / "report.json"
+    path = ExperimentFolder(Path(folder)).kept_report
     if not path.exists() or kept.read(folder) is None:
         return [folder], {}
     made = read_json(path)
@@ -84,7 +99,7 @@ def as_it_was_made(folder: str) -> tuple[list[str], dict[str, Any]]:
 def default_place(folder: str) -> Path:
     """Beside the runs; a kept folder holds only what cannot be made again, so its report goes to ``reports/`` here."""
     packed = kept.read(folder) is not None
-    return Path("reports") / Path(folder).resolve().name if packed else Path(folder) / "report"
+    return Path("reports") / Path(folder).resolve().name if packed else ExperimentFolder(Path(folder)).report.path
 
 
 def _what_the_run_showed(study: Study, place: Path, prefix: str) -> None:

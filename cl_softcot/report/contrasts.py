@@ -9,6 +9,7 @@ from typing import Any
 from cl_softcot.report.content import Number
 from cl_softcot.report.measures import ACC, BWT, FORGETTING, LEARNED, LOST, RETENTION, Measure, Path, at, drift, value_of
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.results.outcomes import scores_of_run
 from cl_softcot.statistics.many import Comparison, compare
 from cl_softcot.statistics.paired import Unit
 
@@ -75,36 +76,26 @@ def _common(a: Scores, b: Scores) -> bool:
 def _scores(sides: Mapping[str, tuple[Study, Sequence[Result]]], measure: Measure) -> tuple[dict[str, Scores], str]:
     """Scores of every side: of single questions if all sides have them, or of whole runs for all."""
     if measure.name in SETS:
-        by_question = {name: _of_questions(study, runs, measure) for name, (study, runs) in sides.items()}
+        by_question = {name: _of_questions(runs, measure) for name, (_, runs) in sides.items()}
         if all(by_question.values()):
             return {name: dict(scores or {}) for name, scores in by_question.items()}, "questions"
     return {name: _of_runs(runs, measure) for name, (_, runs) in sides.items()}, "runs"
 
 
-def _of_questions(study: Study, runs: Sequence[Result], measure: Measure) -> Scores | None:
+def _of_questions(runs: Sequence[Result], measure: Measure) -> Scores | None:
     """Right (1) or not (0) at the end; of what was lost, that of the base minus that at the end."""
     scores: Scores = {}
     for run in runs:
-        now = _answers(study, run, -1, SETS[measure.name])
-        base = _answers(study, run, 0, SETS[measure.name]) if measure.minus else None
+        now = scores_of_run(run, -1, SETS[measure.name])
+        base = scores_of_run(run, 0, SETS[measure.name]) if measure.minus else None
         if now is None or (measure.minus and base is None):
             return None
         scores |= now if base is None else {unit: right - now[unit] for unit, right in base.items()}
     return scores
 
 
-def _answers(study: Study, run: Result, row: int, kind: str) -> Scores | None:
-    lines = study.predictions(run, row % len(run["accuracy"]["matrix"]))
-    if lines is None:
-        return None
-    unit = lambda line: Unit(  # noqa: E731
-        (run["seed"], run["order"]), line["task"], line["id"], (line.get("meta") or {}).get("cluster")
-    )
-    return {unit(line): float(line["outcome"] == "right") for line in lines if line["set"] == kind}
-
-
 def _of_runs(runs: Sequence[Result], measure: Measure) -> Scores:
-    values = {Unit((run["seed"], run["order"]), "all"): value_of(run, measure) for run in runs}
+    values = {Unit((run.seed, run.order), "all"): value_of(run, measure) for run in runs}
     return {unit: float(value) for unit, value in values.items() if value is not None}
 
 
@@ -148,7 +139,7 @@ def within(study: Study, by_method: Mapping[str, Sequence[Result]], path: Path, 
         used[method] = [run for run in runs if at(run, path) is not None and at(run, minus) is not None]
         if used[method]:
             for side, place in ((method, path), (f"{method}\0", minus)):
-                scores[side] = {Unit((run["seed"], run["order"]), "all"): float(at(run, place)) for run in used[method]}
+                scores[side] = {Unit((run.seed, run.order), "all"): float(at(run, place)) for run in used[method]}
     found = {}
     for line in compare(scores, [(method, f"{method}\0") for method in used if used[method]]) if scores else ():
         d = line.difference

@@ -10,7 +10,8 @@ import numpy as np
 
 from cl_softcot.report.content import Number, Style
 from cl_softcot.report.studies import Result, Study
-from cl_softcot.results.reading import is_trained
+from cl_softcot.results.headline import FORGETTING as FORGETTING_NAME
+from cl_softcot.results.record import Rows
 from cl_softcot.statistics.aggregate import Estimate, aggregate
 
 Path = tuple[str | int, ...]
@@ -54,7 +55,7 @@ def _kept(view: str, key: str, title: str) -> Measure:
 ACC = _summary("acc", "ACC", "↑")
 LEARNED = _summary("learning_accuracy", "learning accuracy", "↑", trained_only=True)
 BWT = _summary("bwt/gem", "BWT (GEM)", "↑", "change")
-FORGETTING = _summary("forgetting/chaudhry_from_learned", "forgetting since learned", "↓", "change")
+FORGETTING = _summary(FORGETTING_NAME, "forgetting since learned", "↓", "change")
 RETENTION = _kept("as_used", "all", "retention, as used")
 RETENTION_ALONE = _kept("weights_alone", "all", "retention, weights alone")
 LOST = Measure(
@@ -66,14 +67,25 @@ PARAMETERS = Measure("cost/trained_parameters", "trained parameters", ("cost", "
 TOKENS = Measure("cost/tokens_per_answer", "tokens an answer", ("cost", "tokens_per_answer"), "tokens")
 PASSES = Measure("cost/forward_passes_per_answer", "passes an answer", ("cost", "forward_passes_per_answer"), "tokens")
 
+ROUTING = Measure("routing_accuracy", "routed right", ("routing_accuracy", -1), "fraction", "↑")
+
 COSTS = (PARAMETERS, TOKENS, PASSES)
 
 
+def own_measures(study: Study) -> list[Measure]:
+    """The metrics of the experiment's own, in the runs' summaries."""
+    found = {name: meaning for run in study.runs for name, meaning in (run.metrics or {}).items()}
+    arrow = lambda way: "↑" if way.startswith("higher") else "↓" if way.startswith("lower") else ""  # noqa: E731
+    style = lambda unit: "fraction" if unit == "fraction" else "plain"  # noqa: E731
+    return [Measure(name, name, ("summary", name), style(m.unit), arrow(m.direction)) for name, m in found.items()]
+
+
 def at(data: Any, path: Path) -> Any:
-    """What stands there; None where it does not.
+    """What stands there in a record, or in plain data; None where it does not.
 
     ``x/*`` as the last step is the mean of all numbers named ``x/...``; ``*`` at any place the mean over everything inside.
     """
+    data = data.data if isinstance(data, Rows) else data
     for place, step in enumerate(path):
         if step == "*" and isinstance(data, Mapping):
             inside = [at(value, path[place + 1 :]) for value in data.values()]
@@ -91,7 +103,7 @@ def at(data: Any, path: Path) -> Any:
 
 def value_of(run: Result, measure: Measure) -> float | None:
     """The measure of one run; None where it was not measured or means nothing."""
-    if measure.trained_only and not is_trained(run):
+    if measure.trained_only and not run.trained:
         return None
     return held_against(run, measure.path, measure.minus, measure.over)
 
@@ -131,7 +143,7 @@ def mean_at(
 
     The interval is Student's over resampled runs, inside task orders, from two runs on; counts get none.
     """
-    found = [(run, held_against(run, path, minus, over)) for run in runs if not (skip and not is_trained(run))]
+    found = [(run, held_against(run, path, minus, over)) for run in runs if not (skip and not run.trained)]
     asked, more = len(found), {key: list(other) for key, other in (("minus", minus), ("over", over)) if other}
     found = [(run, float(value)) for run, value in found if isinstance(value, int | float) and np.isfinite(value)]
     if not found:
@@ -157,7 +169,7 @@ def by_order(values: Iterable[tuple[Result, Any]]) -> dict[str, list[Any]]:
     strata: dict[str, list[Any]] = {}
     values = list(values)
     for run, value in values:
-        strata.setdefault(run["order"], []).append(value)
+        strata.setdefault(run.order, []).append(value)
     return strata if min(map(len, strata.values())) >= FEWEST_IN_ORDER else {"all": [value for _, value in values]}
 
 

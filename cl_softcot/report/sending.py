@@ -8,9 +8,8 @@ from pathlib import Path
 
 from cl_softcot.files import read_json
 from cl_softcot.results.events import EventLog
+from cl_softcot.results.folder import ReportFolder
 from cl_softcot.track import mlflow
-
-FILES = ("report.html", "report.md", "report.json")
 
 
 def send(page: Path, studies: Sequence[str], experiment: str) -> str:
@@ -29,9 +28,10 @@ def send(page: Path, studies: Sequence[str], experiment: str) -> str:
             "mlflow.source.name": "cl_softcot",
         }
     )
-    log.metrics(0, {"report/numbers": len(read_json(page.parent / "report.json")["numbers"])})
-    for name in FILES:
-        shutil.copy(page.parent / name, folder / name)
-        log.artifact(name)
+    report = ReportFolder(page.parent)
+    log.metrics(0, {"report/numbers": len(read_json(report.numbers)["numbers"])})
+    for path in (report.page, report.text, report.numbers):
+        shutil.copy(path, folder / path.name)
+        log.artifact(path.name)
     log.status("FINISHED")
     return mlflow.sync(folder).message

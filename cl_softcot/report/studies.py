@@ -18,9 +18,11 @@ from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.files import read_json
 from cl_softcot.results import kept
 from cl_softcot.results.colors import palette
-from cl_softcot.results.reading import FOLDER, by_method, is_trained, run_folders
+from cl_softcot.results.folder import ExperimentFolder, RunFolder
+from cl_softcot.results.reading import by_method, run_folders
+from cl_softcot.results.record import RunRecord
 
-Result = dict[str, Any]
+Result = RunRecord
 RunKey = tuple[str, int]  # task order and seed
 
 
@@ -66,11 +68,11 @@ class Study:
     @cached_property
     def orders(self) -> dict[str, list[str]]:
         """Names of the tasks in each task order."""
-        return {run["order"]: list(run["tasks"]) for run in self.runs}
+        return {run.order: list(run.tasks) for run in self.runs}
 
     @cached_property
     def seeds(self) -> list[int]:
-        return sorted({run["seed"] for run in self.runs})
+        return sorted({run.seed for run in self.runs})
 
     @cached_property
     def measured_as(self) -> dict[str, Any]:
@@ -79,7 +81,7 @@ class Study:
 
     def relative(self, run: Result) -> str:
         """A run's folder as the report names it."""
-        place = Path(run[FOLDER])
+        place = folder_of(run)
         inside = (
             place.relative_to(self.folder) if place.is_relative_to(self.folder) and place != self.folder else Path(place.name)
         )
@@ -87,7 +89,7 @@ class Study:
 
     def predictions(self, run: Result, row: int) -> list[dict[str, Any]] | None:
         """Answers of a run after an experience, of kept results without their texts; None where the folder holds none."""
-        return kept.answers(run[FOLDER], row)
+        return kept.answers(folder_of(run), row)
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -107,7 +109,7 @@ def load_studies(folders: Sequence[str | Path], methods: Sequence[str] = ()) -> 
     whole: set[Path] = set()
     for folder in folders:
         for place in run_folders(folder):
-            root = place.parent.parent if place.parent.name == "runs" else place
+            root = RunFolder(place).root
             whole |= {root} if place != Path(folder) else set()
             if place not in places.setdefault(root, []):
                 places[root].append(place)
@@ -126,41 +128,41 @@ def _names(roots: Sequence[Path]) -> dict[Path, str]:
 
 def _study(root: Path, name: str, places: Sequence[Path], chosen: Sequence[str], whole: bool) -> Study:
     config = _config(root, places)
-    record = read_json(root / "experiment.json") if (root / "experiment.json").exists() else {}
+    record = read_json(ExperimentFolder(root).record) if ExperimentFolder(root).record.exists() else {}
     finished, told = _finished(root, places, config, whole)
-    listed = [m["name"] for m in config.get("methods", [])] or list(dict.fromkeys(run["method"] for run in finished))
+    listed = [m["name"] for m in config.get("methods", [])] or list(dict.fromkeys(run.method for run in finished))
     unknown = [m for m in chosen if m not in listed]
     if unknown:
         raise UserError(f"there is no method {unknown[0]!r} in this study{did_you_mean(unknown[0], listed)}", where=str(root))
     if chosen:
         left = [m for m in listed if m not in chosen]
         told += [f"left out as asked: {', '.join(left)}"] if left else []
-        finished = [run for run in finished if run["method"] in chosen]
+        finished = [run for run in finished if run.method in chosen]
     place = {m: i for i, m in enumerate(listed)}
     orders = {order: i for i, order in enumerate(config.get("orders") or {})}
-    finished.sort(key=lambda r: (place.get(r["method"], len(place)), orders.get(r["order"], 99), str(r["order"]), r["seed"]))
+    finished.sort(key=lambda r: (place.get(r.method, len(place)), orders.get(r.order, 99), r.order, r.seed))
     if not finished:
         states = "; ".join(told) or "no run has a result.json"
         raise NotComparable(f"no run is finished here ({states})", where=str(root), fix="Run the experiment's command again.")
     _refuse_mixed(root, finished)
-    references = [run for run in finished if run.get("reference")]
-    methods = [run for run in finished if not run.get("reference")]
+    references = [run for run in finished if run.reference]
+    methods = [run for run in finished if not run.reference]
     if not methods:
         raise NotComparable("only references are finished here, and no method to hold against them", where=str(root))
     runs, more = _complete(methods, root)
-    if len({tuple(sorted(run["tasks"])) for run in runs}) > 1:
+    if len({tuple(sorted(run.tasks)) for run in runs}) > 1:
         more.append("the task orders hold different tasks: means over orders are means over different sets of tasks")
     return Study(root, name, config, record, runs, references, told + more, palette(listed))
 
 
 def _config(root: Path, places: Sequence[Path]) -> dict[str, Any]:
-    if (root / "config.yaml").exists():
+    if ExperimentFolder(root).config.exists():
         from cl_softcot.config.yaml import read_file
 
-        return dict(read_file(root / "config.yaml")[0].data)
+        return dict(read_file(ExperimentFolder(root).config)[0].data)
     for place in places:
-        if (place / "config.json").exists():  # a single run, without its experiment
-            run = read_json(place / "config.json")
+        if RunFolder(place).config.exists():  # a single run, without its experiment
+            run = read_json(RunFolder(place).config)
             order = {run["order"]: run["tasks_in_order"]}
             return {**run["experiment"], "methods": [run["method"]], "orders": order, "seeds": [run["seed"]]}
     return {}
@@ -170,15 +172,13 @@ def _finished(root: Path, places: Sequence[Path], config: Mapping[str, Any], who
     """Results of the finished runs, and words about the others; ``whole``: all runs that the experiment plans were asked for."""
     results: list[Result] = []
     states: dict[str, list[str]] = {"still going": [], "not finished": [], "missing": []}
-    going = _is_held(root / ".lock")
+    going = _is_held(ExperimentFolder(root).lock)
     for place in places:
-        result = kept.result(place)
+        result = kept.record(place)
         if result is None:
             states["still going" if going else "not finished"].append(place.name)
             continue
-        if not isinstance(result, dict) or not {"method", "accuracy", "tasks"} <= set(result):
-            raise UserError("not the result of a run", where=str(place / "result.json"))
-        results.append({**result, FOLDER: str(place)})
+        results.append(result)
     if whole:
         seen = {place.name for place in places}
         planned = (
@@ -208,7 +208,7 @@ def _complete(runs: Sequence[Result], root: Path) -> tuple[list[Result], list[st
     """The runs of the seeds and orders that all methods have finished."""
     have: dict[str, set[RunKey]] = {}
     for run in runs:
-        have.setdefault(run["method"], set()).add((run["order"], run["seed"]))
+        have.setdefault(run.method, set()).add((run.order, run.seed))
     common = set.intersection(*have.values())
     if not common:
         counts = ", ".join(f"{method} {len(keys)}" for method, keys in have.items())
@@ -219,10 +219,10 @@ def _complete(runs: Sequence[Result], root: Path) -> tuple[list[Result], list[st
             + ",".join(_largest_common(have))
             + " have runs in common.",
         )
-    chosen = [run for run in runs if (run["order"], run["seed"]) in common]
+    chosen = [run for run in runs if (run.order, run.seed) in common]
     told = []
     if len(chosen) < len(runs):
-        left = [Path(run[FOLDER]).name for run in runs if (run["order"], run["seed"]) not in common]
+        left = [folder_of(run).name for run in runs if (run.order, run.seed) not in common]
         short = [f"{method} ({len(keys)})" for method, keys in have.items() if keys == common]
         told.append(
             f"compared over the {len(common)} runs (seeds and task orders) that all methods have finished, "
@@ -246,7 +246,7 @@ def _refuse_mixed(root: Path, runs: Sequence[Result]) -> None:
         for run in runs:
             value = dict(_measured(root, run)).get(what)
             if value is not None:
-                groups.setdefault(value, []).append(Path(run[FOLDER]).name)
+                groups.setdefault(value, []).append(folder_of(run).name)
         if len(groups) > 1:
             problems.append(f"{what} differs: " + "; ".join(f"{_short(v)} in {listed(names)}" for v, names in groups.items()))
     problems += _other_training_data(runs)
@@ -260,16 +260,16 @@ def _refuse_mixed(root: Path, runs: Sequence[Result]) -> None:
 
 def _measured(root: Path, run: Result) -> Iterable[tuple[str, Hashable]]:
     """What must be the same in all runs of a table, as (name, value); None: not known."""
-    yield "split", run.get("split")
-    yield "base model", (run.get("frozen") or {}).get("backbone_sha256_before")
-    for task, n, first in zip(run["tasks"], run["accuracy"]["n"], run["accuracy"]["matrix"][0], strict=True):
+    yield "split", run.split
+    yield "base model", run.frozen.backbone_sha256_before
+    for task, n, first in zip(run.tasks, run.accuracy.n or [], run.accuracy.matrix[0], strict=True):
         yield f"test examples of {task}", n
         yield f"the base's own answers to {task} (other data)", first  # row 0 is no seed's: the same base on the same examples
-    own = ((run.get("retention") or {}).get("as_used") or [{}])[0] or {}
-    yield "retention examples", tuple(sorted((own.get("n") or {}).items())) or None
-    settings = _settings(root, Path(run[FOLDER]))
+    own = run.retention_row("as_used", 0)
+    yield "retention examples", tuple(sorted(own.n.items())) or None if own else None
+    settings = _settings(root, folder_of(run))
     for key, value in (settings.get("evaluate") or {}).items():
-        if key not in ("batch_size", "split", "test", "retention"):  # the number written side by side changes no answer
+        if key not in ("batch_size", "split", "test", "retention", "metrics"):  # batches and metrics change no answer
             yield f"evaluate.{key}", _frozen(value)
     for key in ("path", "revision", "quantization", "chat") if settings.get("backbone") else ():
         yield f"backbone.{key}", _frozen(settings["backbone"].get(key))
@@ -277,9 +277,10 @@ def _measured(root: Path, run: Result) -> Iterable[tuple[str, Hashable]]:
 
 def _settings(root: Path, run: Path) -> dict[str, Any]:
     """The experiment that a run was made by: as its folder says, or of a packed run as the study does."""
-    if (run / "config.json").exists():
-        return dict(read_json(run / "config.json")["experiment"])
-    return _settings_of_study(root / "config.yaml") if kept.read(root) and (root / "config.yaml").exists() else {}
+    own, study = RunFolder(run).config, ExperimentFolder(root).config
+    if own.exists():
+        return dict(read_json(own)["experiment"])
+    return _settings_of_study(study) if kept.read(root) and study.exists() else {}
 
 
 @lru_cache(maxsize=16)  # asked for with every run
@@ -293,10 +294,9 @@ def _other_training_data(runs: Sequence[Result]) -> list[str]:
     """Methods of one seed must have learned from the same examples, unless they are given fewer or more."""
     groups: dict[tuple[int, int], dict[tuple[str, ...], list[str]]] = {}
     for run in runs:
-        if run.get("train_fingerprints"):
-            budget = (run.get("cost") or {}).get("examples_per_task", 0)
-            kinds = groups.setdefault((run["seed"], budget), {})
-            kinds.setdefault(tuple(sorted(run["train_fingerprints"])), []).append(Path(run[FOLDER]).name)
+        if run.train_fingerprints:
+            kinds = groups.setdefault((run.seed, run.cost.examples_per_task or 0), {})
+            kinds.setdefault(tuple(sorted(run.train_fingerprints)), []).append(folder_of(run).name)
     return [
         f"training data of seed {seed} differ: " + "; ".join(listed(names) for names in kinds.values())
         for (seed, _), kinds in groups.items()
@@ -330,7 +330,7 @@ def same_but_for_the_base(a: Study, b: Study) -> bool:
     """
     apart, known = differences(a, b), all(kept.base_record(study.folder) for study in (a, b))
     another = a.measured_as["base model"] != b.measured_as["base model"]
-    same_tasks = set(a.runs[0]["tasks"]) == set(b.runs[0]["tasks"])
+    same_tasks = set(a.runs[0].tasks) == set(b.runs[0].tasks)
     return known and another and same_tasks and all(told.startswith(_OF_THE_BASE) for told in apart)
 
 
@@ -350,6 +350,12 @@ def _pairs(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(isinstance(v, tuple) and len(v) == 2 for v in value)
 
 
+def folder_of(run: Result) -> Path:
+    """Where a run that a study holds was read from."""
+    assert run.folder is not None
+    return run.folder
+
+
 def listed(names: Iterable[str], most: int = 6) -> str:
     """Names with commas; the rest of a long list is counted."""
     names = list(names)
@@ -367,15 +373,15 @@ def choose_control(study: Study, wanted: str | None) -> str:
             f"the control {wanted!r} is not among the methods compared{did_you_mean(wanted, study.methods)}",
             where=str(study.folder),
         )
-    untrained = [method for method, runs in study.by_method.items() if not any(map(is_trained, runs))]
+    untrained = [method for method, runs in study.by_method.items() if not any(run.trained for run in runs)]
     return wanted or next(iter([*untrained, *study.methods]), "")
 
 
 def written_control(study: Study, method: str) -> str | None:
     """The same strategy in words: the method with the same strategy and copies a task whose reasoning is ``cot``."""
-    kind: Callable[[Result], Any] = lambda run: (run["strategy"]["name"], bool(run.get("per_task")))  # noqa: E731
+    kind: Callable[[Result], Any] = lambda run: (run.strategy_name, bool(run.per_task))  # noqa: E731
     own = study.by_method[method][0]
     for other, runs in study.by_method.items():
-        if other != method and runs[0]["reasoning"]["name"] == "cot" and kind(runs[0]) == kind(own) and is_trained(own):
-            return other if own["reasoning"]["name"] != "cot" else None
+        if other != method and runs[0].reasoning_name == "cot" and kind(runs[0]) == kind(own) and own.trained:
+            return other if own.reasoning_name != "cot" else None
     return None

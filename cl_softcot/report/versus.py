@@ -45,9 +45,9 @@ def compared(a: Study, b: Study) -> list[Section]:
 def _other_data(a: Study, b: Study) -> list[str]:
     """Measured on another split or other examples: a change of the model may matter, one of the test data is no comparison."""
     told = []
-    if a.runs[0].get("split") != b.runs[0].get("split"):
-        told.append(f"split {a.runs[0].get('split')} against {b.runs[0].get('split')}")
-    tasks = [dict(zip(run["tasks"], run["accuracy"]["n"], strict=True)) for run in (a.runs[0], b.runs[0])]
+    if a.runs[0].split != b.runs[0].split:
+        told.append(f"split {a.runs[0].split} against {b.runs[0].split}")
+    tasks = [dict(zip(run.tasks, run.accuracy.n or [], strict=True)) for run in (a.runs[0], b.runs[0])]
     if set(tasks[0]) != set(tasks[1]):
         told.append(f"tasks {listed(tasks[0])} against {listed(tasks[1])}")
     told += [
@@ -63,7 +63,7 @@ def _other_data(a: Study, b: Study) -> list[str]:
 
 def _questions(study: Study) -> set[tuple[str, str, str]]:
     run = study.runs[0]
-    lines = study.predictions(run, len(run["accuracy"]["matrix"]) - 1) or []
+    lines = study.predictions(run, run.last_row) or []
     return {(line["task"], line["id"], line.get("question", "")) for line in lines if line["set"] == "task"}
 
 
@@ -122,10 +122,10 @@ def _contrasts(a: Study, b: Study, common: Sequence[str]) -> tuple[list[tuple[st
     sides: dict[str, tuple[Study, Sequence[Result]]] = {}
     for method in common:
         runs = [[run for run in study.by_method[method]] for study in (b, a)]
-        keys = [{(run["seed"], run["order"], tuple(run["tasks"])) for run in some} for some in runs]
+        keys = [{(run.seed, run.order, tuple(run.tasks)) for run in some} for some in runs]
         both = keys[0] & keys[1]  # an order of the same name must be the same order
         for study, some in zip((b, a), runs, strict=True):
-            sides[_side(method, study)] = (study, [r for r in some if (r["seed"], r["order"], tuple(r["tasks"])) in both])
+            sides[_side(method, study)] = (study, [r for r in some if (r.seed, r.order, tuple(r.tasks)) in both])
     pairs = [(_side(method, b), _side(method, a)) for method in common]
     found, alone = [], []
     for measure in measures(b):

@@ -14,6 +14,7 @@ from typing import Any
 from cl_softcot.files import atomic_write_bytes, atomic_write_text, dump_json
 from cl_softcot.report.content import Block, Cell, Figure, Listing, Number, Section, Table, Text
 from cl_softcot.report.drawing import INK, drawn
+from cl_softcot.results.folder import ReportFolder
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1c; --paper: #ffffff; --faint: #6a6a6c; --line: #c8c8cc; --band: #f3f3f5 }
@@ -72,13 +73,13 @@ def write(parts: Sequence[Part], title: str, about: Mapping[str, Any], output: P
     for figure in _figures(parts):
         drawings[figure.name] = drawn(figure.name, figure.draw)
         for kind, data in drawings[figure.name].items():
-            atomic_write_bytes(output / "figures" / f"{_file(figure.name)}.{kind}", data)
+            atomic_write_bytes(ReportFolder(output).figures / f"{_file(figure.name)}.{kind}", data)
     for table in _tables(parts):
-        atomic_write_text(output / "tables" / f"{_file(table.name)}.tex", latex(table))
-        atomic_write_text(output / "tables" / f"{_file(table.name)}.csv", as_csv(table))
-    atomic_write_text(output / "report.json", data_of(about, numbers(parts)))
-    atomic_write_text(output / "report.md", markdown(parts, title))
-    page = output / "report.html"
+        atomic_write_text(ReportFolder(output).tables / f"{_file(table.name)}.tex", latex(table))
+        atomic_write_text(ReportFolder(output).tables / f"{_file(table.name)}.csv", as_csv(table))
+    atomic_write_text(ReportFolder(output).numbers, data_of(about, numbers(parts)))
+    atomic_write_text(ReportFolder(output).text, markdown(parts, title))
+    page = ReportFolder(output).page
     atomic_write_text(page, as_html(parts, title, {name: made["svg"].decode() for name, made in drawings.items()}))
     return page
 

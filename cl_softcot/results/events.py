@@ -20,8 +20,9 @@ from typing import Any
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import append_jsonl, read_jsonl
+from cl_softcot.results.folder import RunFolder
+from cl_softcot.results.record import Rows, RunRecord
 
-FILE_NAME = "events.jsonl"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")  # MLflow's words
 
 
@@ -37,7 +38,7 @@ class EventLog:
 
     def __init__(self, run_folder: str | Path):
         self.folder = Path(run_folder)
-        self.path = self.folder / FILE_NAME
+        self.path = RunFolder(self.folder).events
         self._metrics: set[tuple[int, str]] = set()
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
@@ -118,7 +119,7 @@ def read_events(run_folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if a line before the last is damaged.
     """
-    path = Path(run_folder) / FILE_NAME
+    path = RunFolder(Path(run_folder)).events
     events = read_jsonl(path, missing_ok=True)
     for number, event in enumerate(events, start=1):
         if not (isinstance(event, dict) and {"time", "kind", "data"} <= event.keys()):
@@ -178,51 +179,49 @@ def run_tags(
     return {key: value for key, value in tags.items() if value}
 
 
-def row_metrics(result: Mapping[str, Any], row: int) -> dict[str, float]:
-    """The numbers of one row of a (possibly unfinished) result, by the names that trackers show.
+def row_metrics(result: Rows, row: int) -> dict[str, float]:
+    """The numbers of one row of a (possibly unfinished) record, by the names that trackers show.
 
     Log them with `step = row`: step 0 is the base model, step i is after experience i. The part before the
     first `/` becomes a section of MLflow's chart page, every name a chart in it with one line a run. Sections
     are sorted by name, which is why integrity checks with the weights alone are in a section of their own.
     """
     metrics: dict[str, float | None] = {}
-    accuracy = result.get("accuracy") or {}
-    scores = _at(accuracy.get("matrix"), row) or []
-    metrics.update((f"accuracy/{task}", score) for task, score in zip(result["tasks"], scores, strict=False))
+    accuracy = result.accuracy
+    scores = accuracy.matrix[row] if row < len(accuracy.matrix) else []
+    metrics.update((f"accuracy/{task}", score) for task, score in zip(result.tasks, scores, strict=False))
     metrics["accuracy/mean of all tasks"] = _mean(scores)
     metrics["accuracy/mean of learned tasks"] = _mean(scores[:row])
-    unanswered = _at(accuracy.get("unanswered"), row)
-    if unanswered and accuracy.get("n"):
-        metrics["accuracy/share unanswered"] = sum(unanswered) / sum(accuracy["n"])
-    used, alone = ((result.get("retention") or {}).get(view) for view in ("as_used", "weights_alone"))
-    for rows, prefix in ((used, "retention/"), (alone, "weights alone/retention ")):
-        values = _at(rows, row) or {}
-        metrics.update((f"{prefix}{key}", values.get(key)) for key in ("all", "same_family", "unrelated"))
-    families = (_at(used, row) or {}).get("families") or {}
-    metrics.update((f"retention/family {family}", score) for family, score in families.items())
-    used, alone = ((result.get("drift") or {}).get(view) for view in ("as_used", "weights_alone"))
-    for rows, prefix in ((used, "drift/"), (alone, "weights alone/drift ")):
-        values = _at(rows, row) or {}
+    if accuracy.unanswered and accuracy.n and row < len(accuracy.unanswered):
+        metrics["accuracy/share unanswered"] = sum(accuracy.unanswered[row]) / sum(accuracy.n)
+    views = (("as_used", "retention/"), ("weights_alone", "weights alone/retention "))
+    for view, prefix in views:
+        kept = result.retention_row(view, row)
+        if kept:
+            metrics.update((f"{prefix}{key}", getattr(kept, key)) for key in ("all", "same_family", "unrelated"))
+    used = result.retention_row("as_used", row)
+    metrics.update((f"retention/family {family}", score) for family, score in (used.families if used else {}).items())
+    for view, prefix in (("as_used", "drift/"), ("weights_alone", "weights alone/drift ")):
+        values = result.drift_row(view, row)
         # Names with a second slash would open a section for every direction.
         metrics.update((prefix + key.replace("/", " "), value) for key, value in values.items() if "kl/" in key)
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+def final_metrics(result: RunRecord) -> dict[str, float]:
     """The numbers of a finished run that are one value each.
 
     Log them once, with `step = 0`: MLflow draws a metric that only has a step 0 as one bar a run, and any
     other as a line, even if it is a single point.
     """
-    metrics = {
-        f"final/{key.replace('/', ' ')}": value for key, value in (result.get("summary") or {}).items() if _is_number(value)
-    }
-    retention = _at((result.get("retention") or {}).get("as_used"), -1) or {}
-    drift = _at((result.get("drift") or {}).get("as_used"), -1) or {}
-    for name, value in (("retention", retention.get("all")), ("drift", drift.get("forward_kl/general"))):
+    metrics = {f"final/{key.replace('/', ' ')}": value for key, value in result.summary.items() if _is_number(value)}
+    kept, drift = result.retention_row("as_used", -1), result.drift_row("as_used", -1)
+    routing = (result.routing_accuracy or [None])[-1]
+    named = (("retention as used", kept and kept.all), ("drift as used", drift.get("forward_kl/general")))
+    for name, value in (*named, ("routing accuracy", routing)):
         if value is not None:
-            metrics[f"final/{name} as used"] = value
-    costs = result.get("cost") or {}
+            metrics[f"final/{name}"] = value
+    costs = result.cost.as_dict()
     return metrics | {f"resources/{key}": value for key, value in costs.items() if _is_number(value)}
 
 
@@ -246,14 +245,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_text(v) for v in value)
     return str(value)
-
-
-def _at(rows: Any, row: int) -> Any:
-    """`rows[row]`, or None where a run is not that far yet."""
-    try:
-        return rows[row] if rows else None
-    except IndexError:
-        return None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -5,30 +5,36 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from cl_softcot.results.reading import is_trained
+from cl_softcot.results.record import RunRecord
+
+# Forgetting has rival definitions; these are the two that stand as *the* forgetting somewhere, and here is where. The report's
+# counts from the task's own turn on and is the better headline: what was never learned is not forgotten (see its main table).
+# The terminal, ``table.txt`` and the README's tables still show the original, which the report has beside its own.
+FORGETTING = "forgetting/chaudhry_from_learned"
+FORGETTING_IN_TERMINAL = "forgetting/chaudhry"
 
 # --- the numbers of a row --------------------------------------------------------------------------
 
 
-def numbers(result: Mapping[str, Any]) -> dict[str, float | None]:
+def numbers(result: RunRecord) -> dict[str, float | None]:
     """The columns of the final table for one run; None where a number is not defined."""
-    summary, cost = result.get("summary") or {}, result.get("cost") or {}
-    retention = ((result.get("retention") or {}).get("as_used") or [{}])[-1] or {}
-    drift = ((result.get("drift") or {}).get("as_used") or [{}])[-1] or {}
+    summary, cost, retention = result.summary, result.cost, result.retention_row("as_used", -1)
+    routing = result.routing_accuracy or [None]
     return {
         # What a method did not learn it cannot have learned well: zero-shot rows have no such number.
-        "learned": summary.get("learning_accuracy") if is_trained(result) else None,
+        "learned": summary.get("learning_accuracy") if result.trained else None,
         "accuracy": summary.get("acc"),
         "bwt": summary.get("bwt/gem"),
-        "forgetting": summary.get("forgetting/chaudhry"),
-        "retention": retention.get("all"),
-        "drift": drift_number(drift),
-        "parameters": cost.get("trained_parameters"),
-        "tokens": cost.get("tokens_per_answer"),
-        "train_seconds": cost.get("train_seconds"),
-        "evaluate_seconds": cost.get("evaluate_seconds"),
+        "forgetting": summary.get(FORGETTING_IN_TERMINAL),
+        "retention": retention.all if retention else None,
+        "drift": drift_number(result.drift_row("as_used", -1)),
+        "routing": routing[-1],
+        "parameters": cost.trained_parameters,
+        "tokens": cost.tokens_per_answer,
+        "train_seconds": cost.train_seconds,
+        "evaluate_seconds": cost.evaluate_seconds,
+        **{name: summary.get(name) for name in result.metrics or {}},
     }
 
 
@@ -57,14 +63,13 @@ def spread(values: Iterable[float | None]) -> Means | None:
     return Means(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
-def method_numbers(results: Sequence[Mapping[str, Any]]) -> dict[str, Means | None]:
+def method_numbers(results: Sequence[RunRecord]) -> dict[str, Means | None]:
     """`numbers` of all runs of one method, each as a `Means`."""
     rows = [numbers(result) for result in results]
-    return {key: spread(row[key] for row in rows) for key in numbers({})}
+    return {key: spread(row.get(key) for row in rows) for key in dict.fromkeys(key for row in rows for key in row)}
 
 
-def drift_title(results: Iterable[Mapping[str, Any]]) -> str:
+def drift_title(results: Iterable[RunRecord]) -> str:
     """What the drift column holds, in words."""
-    rows = [((r.get("drift") or {}).get("as_used") or [{}])[-1] or {} for r in results]
-    general = any("forward_kl/general" in row for row in rows)
+    general = any("forward_kl/general" in result.drift_row("as_used", -1) for result in results)
     return "KL(base‖model) on general text" if general else "mean KL(base‖model) over the prompt sets"

@@ -20,9 +20,10 @@ from cl_softcot.commands import called, guarded
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_bytes, atomic_write_json, dump_json, read_json, sha256_of
 from cl_softcot.results import kept
+from cl_softcot.results.folder import PACKED, PACKED_SWEEP, RESULT, ExperimentFolder, ReportFolder, RunFolder
 
 HOME = Path("experiments/results")
-SWEEP_FILES = ("**/winner.json", "**/trials/*/trial.json", "**/test/*/runs/*/result.json")
+SWEEP_FILES = ("**/winner.json", "**/trials/*/trial.json", f"**/test/*/runs/*/{RESULT}")
 LAW_FILES = ("config.yaml", "experiment.json", "law.json", "points.csv")
 _PICTURE = re.compile(r'<img[^>]*src="data:[^"]*"[^>]*>')
 
@@ -46,14 +47,15 @@ def keep(folder: Path, home: Path = HOME, *, replace: bool = False) -> Path:
     Raises:
         UserError: if nothing has finished, or kept runs would be lost.
     """
-    runs = sorted(path.parent for path in (folder / "runs").glob("*/result.json"))
+    runs = sorted(path.parent for path in ExperimentFolder(folder).runs.glob(f"*/{RESULT}"))
     if not runs:
         raise UserError("no run in this folder has finished", where=str(folder))
     target = home / folder.resolve().name
     lines = [_packed(run) for run in runs]
     if not replace:
         _refuse_loss(target, {line["run"] for line in lines}, folder)
-    base = folder / "shared" / "base.json"
+    place, there = ExperimentFolder(folder), ExperimentFolder(target)
+    base = place.shared.base
     head = {
         "kept": 1,
         "base": kept.base_record(folder) or None,
@@ -61,20 +63,20 @@ def keep(folder: Path, home: Path = HOME, *, replace: bool = False) -> Path:
         "questions": _questions(runs),
         "unfinished": unfinished(folder),
     }
-    for name in ("config.yaml", "experiment.json"):
-        if (folder / name).exists():
-            atomic_write_bytes(target / name, (folder / name).read_bytes())
-    write_lines(target / kept.RUNS, [head, *lines])
-    (target / "report.json").unlink(missing_ok=True)  # of other runs
-    if (folder / "report" / "report.json").exists():
-        atomic_write_bytes(target / "report.json", _moved_report(folder / "report").encode("utf-8"))
+    for path in (place.config, place.record):
+        if path.exists():
+            atomic_write_bytes(target / path.name, path.read_bytes())
+    write_lines(there.packed, [head, *lines])
+    there.kept_report.unlink(missing_ok=True)  # of other runs
+    if place.report.numbers.exists():
+        atomic_write_bytes(there.kept_report, _moved_report(place.report).encode("utf-8"))
     return target
 
 
 def _packed(run: Path) -> dict[str, Any]:
     found = kept.outcomes(run)
-    sha256 = sha256_of(run / "result.json")
-    return {"run": run.name, "result": read_json(run / "result.json"), "sha256": sha256, "outcomes": found and found[1]}
+    path = RunFolder(run).result
+    return {"run": run.name, "result": read_json(path), "sha256": sha256_of(path), "outcomes": found and found[1]}
 
 
 def _questions(runs: Iterable[Path]) -> kept.Questions | None:
@@ -94,16 +96,17 @@ def unfinished(folder: Path) -> list[str]:
     """The runs that the experiment plans, or has begun, and that have not finished: a reader sees what is missing."""
     from cl_softcot.config import yaml
 
-    planned = {run.name for run in (folder / "runs").iterdir() if run.is_dir()}
-    if (folder / "config.yaml").exists():
-        config = yaml.read_file(folder / "config.yaml")[0].data
+    place = ExperimentFolder(folder)
+    planned = {run.name for run in place.runs.iterdir() if run.is_dir()}
+    if place.config.exists():
+        config = yaml.read_file(place.config)[0].data
         planned |= {
             f"{method['name']}.{order}.seed{seed}"
             for method in config.get("methods", [])
             for order in config.get("orders") or {"given": []}
             for seed in config.get("seeds", [])
         }
-    return sorted(name for name in planned if not (folder / "runs" / name / "result.json").exists())
+    return sorted(name for name in planned if not place.run(name).result.exists())
 
 
 def _refuse_loss(target: Path, finished: set[str], folder: Path) -> None:
@@ -118,12 +121,12 @@ def _refuse_loss(target: Path, finished: set[str], folder: Path) -> None:
         )
 
 
-def _moved_report(report: Path) -> str:
+def _moved_report(report: ReportFolder) -> str:
     """``report.json`` as it stands beside the packed runs: other studies and sweeps are where they are kept."""
-    text, made = (report / "report.json").read_text(encoding="utf-8"), read_json(report / "report.json")
+    text, made = report.numbers.read_text(encoding="utf-8"), read_json(report.numbers)
     for study in made["studies"]:
-        place = (report / study["folder"]).resolve()
-        way = "." if place == report.resolve().parent else f"../{place.name}"
+        place = (report.path / study["folder"]).resolve()
+        way = "." if place == report.path.resolve().parent else f"../{place.name}"
         text = text.replace(f'"folder": {dump_json(study["folder"])}', f'"folder": {dump_json(way)}', 1)
     for sweep in made.get("chosen_by", []):
         text = text.replace(dump_json(sweep), dump_json(f"../sweeps/{Path(sweep).name}"), 1)
@@ -145,7 +148,7 @@ def keep_sweep(folder: Path, home: Path = HOME) -> Path:
     if (folder / "report.html").exists():  # rank correlations and importances need Optuna's storage, which is not kept
         page = _PICTURE.sub("", (folder / "report.html").read_text(encoding="utf-8"))
         lines.append({"file": "report.html", "text": page})
-    write_lines(target / kept.SWEEP, lines)
+    write_lines(target / PACKED_SWEEP, lines)
     return target
 
 
@@ -180,18 +183,18 @@ def unpack(folder: Path, target: Path) -> Path:
     """
     if target.exists() and any(target.iterdir()):
         raise UserError("this folder is not empty", where=str(target), fix="Give another one with --to.")
-    packed = [name for name in (kept.RUNS, kept.SWEEP, "points.csv.gz") if (folder / name).exists()]
+    packed = [name for name in (PACKED, PACKED_SWEEP, "points.csv.gz") if (folder / name).exists()]
     if not packed:
-        raise UserError(f"nothing is packed here (there would be a {kept.RUNS})", where=str(folder))
+        raise UserError(f"nothing is packed here (there would be a {PACKED})", where=str(folder))
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        if path.name not in packed and path.name != "report.json":
+        if path.name not in packed and path != ExperimentFolder(folder).kept_report:
             atomic_write_bytes(target / path.name, path.read_bytes())
     found = kept.read(folder)
     if found:
         restore_study(found, target)
         for name in found.runs:
             restore_run(found, name, target)
-    for line in kept.read_lines(folder / kept.SWEEP) if kept.SWEEP in packed else []:
+    for line in kept.read_lines(folder / PACKED_SWEEP) if PACKED_SWEEP in packed else []:
         text = line["text"] if "text" in line else dump_json(line["json"], indent=2) + "\n"
         atomic_write_bytes(target / line["file"], text.encode("utf-8"))
     if (folder / "points.csv.gz").exists():
@@ -212,21 +215,22 @@ def restore_study(found: kept.Kept, target: Path) -> None:
             f"the kept runs were made with other data or another base model (what differs: {', '.join(differs)})",
             where=str(target),
         )
-    path = target / kept.QUESTIONS
+    place = ExperimentFolder(target)
+    path = place.questions
     if found.questions and path.exists() and read_json(path) != found.questions:
         raise UserError("the kept runs were asked other questions than the runs of this folder", where=str(path))
     if found.questions and not path.exists():
         atomic_write_json(path, found.questions)
-    if found.base and not (target / "shared" / "base.json").exists():
-        atomic_write_json(target / "shared" / "base.json", found.base)
+    if found.base and not place.shared.base.exists():
+        atomic_write_json(place.shared.base, found.base)
 
 
 def restore_run(found: kept.Kept, name: str, target: Path) -> None:
     """A packed run as a folder of the study; ``result.json`` comes last, for with it the run is finished."""
-    line, run = found.runs[name], target / "runs" / name
+    line, run = found.runs[name], ExperimentFolder(target).run(name)
     if line["outcomes"]:
-        atomic_write_json(run / kept.OUTCOMES, line["outcomes"])
-    atomic_write_json(run / "result.json", line["result"])
+        atomic_write_json(run.outcomes, line["outcomes"])
+    atomic_write_json(run.result, line["result"])
 
 
 # ------------------------------------------------------------------------------------------------------------- the command

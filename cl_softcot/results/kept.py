@@ -29,9 +29,9 @@ from typing import Any
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import read_json, read_jsonl, sha256_of
+from cl_softcot.results.folder import PACKED_SWEEP, ExperimentFolder, RunFolder
+from cl_softcot.results.record import RunRecord, read_record
 
-RUNS, SWEEP = "runs.jsonl.gz", "sweep.jsonl.gz"
-QUESTIONS, OUTCOMES = "questions.json", "outcomes.json"
 LETTERS = {"right": "r", "wrong": "w", "unanswered": "u"}
 _WORDS = {letter: outcome for outcome, letter in LETTERS.items()}
 
@@ -56,7 +56,7 @@ def read(study: str | Path) -> Kept | None:
     Raises:
         UserError: if the file is damaged.
     """
-    path = Path(study) / RUNS
+    path = ExperimentFolder(Path(study)).packed
     try:
         stamp = path.stat()
     except OSError:
@@ -95,42 +95,55 @@ def read_lines(path: Path) -> list[Any]:
 def packed_runs(study: str | Path) -> list[Path]:
     """The folders that the packed runs of a study had; none of them needs to be there."""
     kept = read(study)
-    return [Path(study) / "runs" / name for name in kept.runs] if kept else []
+    return [ExperimentFolder(Path(study)).run(name).path for name in kept.runs] if kept else []
 
 
 def _line(run: Path) -> dict[str, Any] | None:
-    kept = read(run.parent.parent) if run.parent.name == "runs" else None
+    study = RunFolder(run).experiment
+    kept = read(study.path) if study else None
     return kept.runs.get(run.name) if kept else None
 
 
 def result(run: str | Path) -> Any:
     """What ``result.json`` of a run holds; None if the run is not finished."""
-    run = Path(run)
-    if (run / "result.json").exists():
-        return read_json(run / "result.json")
-    line = _line(run)
+    path = RunFolder(Path(run)).result
+    if path.exists():
+        return read_json(path)
+    line = _line(Path(run))
     return line and line["result"]
+
+
+def record(run: str | Path) -> RunRecord | None:
+    """The record of a finished run, which knows its folder; None if the run is not finished.
+
+    Raises:
+        UserError: if its ``result.json`` is none.
+    """
+    found = result(run)
+    return None if found is None else read_record(found, where=RunFolder(Path(run)).result, folder=run)
 
 
 def result_sha256(run: str | Path) -> str:
     """SHA-256 of a finished run's ``result.json``."""
-    run = Path(run)
-    line = None if (run / "result.json").exists() else _line(run)
-    return line["sha256"] if line else sha256_of(run / "result.json")
+    path = RunFolder(Path(run)).result
+    line = None if path.exists() else _line(Path(run))
+    return line["sha256"] if line else sha256_of(path)
 
 
 def base_record(study: Path) -> dict[str, Any]:
     """The fingerprints of the test data and of the base's answers (``shared/base.json``); empty where they are not known."""
-    if (study / "shared" / "base.json").exists():
-        return dict(read_json(study / "shared" / "base.json"))
+    path = ExperimentFolder(study).shared.base
+    if path.exists():
+        return dict(read_json(path))
     kept = read(study)
     return kept.base or {} if kept else {}
 
 
 def base_sha256(study: Path) -> str | None:
     """SHA-256 of ``shared/base.json``."""
-    if (study / "shared" / "base.json").exists():
-        return sha256_of(study / "shared" / "base.json")
+    path = ExperimentFolder(study).shared.base
+    if path.exists():
+        return sha256_of(path)
     kept = read(study)
     return kept.base_sha256 if kept else None
 
@@ -144,22 +157,24 @@ def outcomes(run: Path) -> tuple[Questions, Outcomes] | None:
     Raises:
         UserError: if the rows of its predictions are not of the same questions in the same order.
     """
-    if (run / "predictions" / "row_0.jsonl").exists():
-        return _of_predictions(run / "predictions")
-    if (run / OUTCOMES).exists() and (run.parent.parent / QUESTIONS).exists():
-        return read_json(run.parent.parent / QUESTIONS), read_json(run / OUTCOMES)
+    folder = RunFolder(run)
+    if folder.answers(0).exists():
+        return _of_predictions(folder)
+    study = ExperimentFolder(run.parent.parent)
+    if folder.outcomes.exists() and study.questions.exists():
+        return read_json(study.questions), read_json(folder.outcomes)
     line = _line(run)
     if not line or not line["outcomes"]:
         return None
-    kept = read(run.parent.parent)
+    kept = read(study.path)
     assert kept and kept.questions  # written together
     return kept.questions, line["outcomes"]
 
 
-def _of_predictions(folder: Path) -> tuple[Questions, Outcomes]:
+def _of_predictions(run: RunFolder) -> tuple[Questions, Outcomes]:
     rows: Outcomes = []
     questions: Questions = {}
-    while (path := folder / f"row_{len(rows)}.jsonl").exists():
+    while (path := run.answers(len(rows))).exists():
         asked: Questions = {}
         letters: dict[str, dict[str, str]] = {}
         for line in read_jsonl(path):
@@ -167,7 +182,7 @@ def _of_predictions(folder: Path) -> tuple[Questions, Outcomes]:
             mine = letters.setdefault(line["set"], {})
             mine[line["task"]] = mine.get(line["task"], "") + LETTERS[line["outcome"]]
         if rows and asked != questions:
-            raise UserError("these rows are not of the same questions in the same order", where=str(folder))
+            raise UserError("these rows are not of the same questions in the same order", where=str(run.predictions))
         questions = asked
         rows.append(letters)
     return questions, rows
@@ -178,7 +193,7 @@ def answers(run: str | Path, row: int) -> list[dict[str, Any]] | None:
     texts; None where neither is there.
     """
     run = Path(run)
-    path = run / "predictions" / f"row_{row}.jsonl"
+    path = RunFolder(run).answers(row)
     if path.exists():
         return read_jsonl(path)
     found = outcomes(run)
@@ -198,5 +213,5 @@ def answers(run: str | Path, row: int) -> list[dict[str, Any]] | None:
 
 def sweep_files(sweep: str | Path) -> dict[str, Any]:
     """What a sweep's packed JSON files hold, by their paths in its folder; empty where it has none."""
-    path = Path(sweep) / SWEEP
+    path = Path(sweep) / PACKED_SWEEP
     return {line["file"]: line["json"] for line in read_lines(path) if "json" in line} if path.exists() else {}

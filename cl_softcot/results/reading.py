@@ -5,46 +5,83 @@ A run's `result.json` is written last, so a run folder without one belongs to a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 from cl_softcot.errors import UserError
 from cl_softcot.results import kept
+from cl_softcot.results.folder import RunFolder
+from cl_softcot.results.record import RunRecord
 
-FOLDER = "_folder"  # where a loaded result came from; never part of the file itself
-
-
-def is_trained(result: Mapping[str, Any]) -> bool:
-    """Whether the method of this result learned anything at all."""
-    return bool((result.get("cost") or {}).get("trained_parameters")) and _strategy(result) != "zero_shot"
+if TYPE_CHECKING:
+    import pandas
 
 
-def _strategy(result: Mapping[str, Any]) -> str:
-    strategy = result.get("strategy") or {}
-    return strategy if isinstance(strategy, str) else str(strategy.get("name", ""))
+class Results(Sequence[RunRecord]):
+    """The records of finished runs.
+
+    >>> results = load_results("experiments/results/layers")
+    >>> [(run.method, run.seed, round(run.summary["acc"], 3)) for run in results][:2]
+    [('coconut_all', 0, 0.566), ('coconut_lower', 0, 0.227)]
+    """
+
+    def __init__(self, records: Iterable[RunRecord]):
+        self._records = tuple(records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[RunRecord]:
+        return iter(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> RunRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> Results: ...
+    def __getitem__(self, place: int | slice) -> RunRecord | Results:
+        return Results(self._records[place]) if isinstance(place, slice) else self._records[place]
+
+    def __eq__(self, other: object) -> bool:
+        return self._records == other._records if isinstance(other, Results) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Results({', '.join(f'{r.method}.{r.order}.seed{r.seed}' for r in self._records)})"
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row a number: method, order, seed, experience, task, measure, value, low, high, n.
+
+        ``experience`` counts from 0, the base; what a run has once (the ``summary``, costs) stands at the last. ``task`` is a
+        task of the stream, a family of the base's own abilities, or a prompt set of the drift; missing where a number is over
+        all of them. ``low`` and ``high`` are the 95 % interval over test questions and ``n`` their number (of drift:
+        of tokens), where a record holds them; under ``evaluate.between`` rows before the last were asked fewer. Measures are
+        named like the fields of ``result.json``; losses and diagnostics, which have shapes of their own, are left out.
+
+        >>> table = load_results("experiments/results/layers").to_dataframe()
+        >>> last = table[(table.measure == "accuracy") & (table.experience == 4)]
+        >>> last.groupby("method").value.mean().round(3).to_dict()["cot_all"]
+        0.892
+        """
+        from cl_softcot.results.table import to_dataframe
+
+        return to_dataframe(self)
 
 
 # --- finding ---------------------------------------------------------------------------------------
 
 
-def load_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The results of the finished runs of an experiment folder (or of one run folder), also of a kept one, whose runs are packed.
+def load_results(folder: str | Path) -> Results:
+    """The records of the finished runs of an experiment folder (or of one run folder), also of a kept one, whose runs are packed.
 
-    Each has its run folder under the key `"_folder"`. The order is that of the run folders' names; give
-    `order_like` the experiment's methods for theirs.
+    The order is that of the run folders' names; give `order_like` the experiment's methods for theirs.
 
     Raises:
         UserError: if there is no such folder, or a result cannot be read.
     """
-    results = []
-    for run in run_folders(folder):
-        result = kept.result(run)
-        if result is not None:
-            if not isinstance(result, dict) or "method" not in result:
-                raise UserError("not the result of a run", where=str(run / "result.json"))
-            results.append({**result, FOLDER: str(run)})
-    return results
+    records = (kept.record(run) for run in run_folders(folder))
+    return Results(record for record in records if record is not None)
 
 
 def run_folders(folder: str | Path) -> list[Path]:
@@ -62,10 +99,10 @@ def run_folders(folder: str | Path) -> list[Path]:
         raise UserError(
             "there is no such folder", where=str(folder), fix="Give the folder that a run printed, e.g. runs/sequence_a."
         )
-    if _is_run(folder):
+    if RunFolder(folder).is_run:
         return [folder]
     for pattern, studies in (("runs/*", [folder]), ("*", []), ("*/runs/*", sorted(folder.glob("*")))):
-        found = {path for path in folder.glob(pattern) if path.is_dir() and _is_run(path)}
+        found = {path for path in folder.glob(pattern) if path.is_dir() and RunFolder(path).is_run}
         found |= {run for study in studies for run in kept.packed_runs(study)}
         if found:
             return sorted(found)
@@ -76,19 +113,15 @@ def run_folders(folder: str | Path) -> list[Path]:
     )
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "events.jsonl").is_file() or (folder / "result.json").is_file()
-
-
-def order_like(results: Iterable[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+def order_like(results: Iterable[RunRecord], methods: Sequence[str]) -> Results:
     """Results sorted by the place of their method in `methods`, then by task order and seed."""
     place = {method: i for i, method in enumerate(methods)}
-    return sorted(results, key=lambda r: (place.get(r["method"], len(place)), str(r.get("order")), r.get("seed", 0)))
+    return Results(sorted(results, key=lambda r: (place.get(r.method, len(place)), r.order, r.seed)))
 
 
-def by_method(results: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def by_method(results: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """The results of each method (seeds and orders together), methods in the order of their first result."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for result in results:
-        groups.setdefault(result["method"], []).append(result)
+        groups.setdefault(result.method, []).append(result)
     return groups

@@ -12,6 +12,7 @@ from cl_softcot.config.plan import plan
 if TYPE_CHECKING:
     from cl_softcot.config.experiment import Experiment
     from cl_softcot.config.plan import OnRow
+    from cl_softcot.results.reading import Results
 
 
 def run_experiment(
@@ -24,7 +25,7 @@ def run_experiment(
     quiet: bool = True,
     tags: Mapping[str, Any] | None = None,
     kept_in: str | Path | None = None,
-) -> list[dict[str, Any]]:
+) -> Results:
     """What the command does, for programs: runs what is not finished in the folder, and returns all results.
 
     Running it again goes on where it was cut off; finished runs are not run again.
@@ -35,7 +36,7 @@ def run_experiment(
         jobs: 1 does the runs in this process, one after the other, and keeps the models loaded for the next call. It sets torch
             to one thread and deterministic algorithms, and draws on the global random generators. More are worker processes.
         on_row: called as ``on_row(spec, i, partial)`` with every row of a run, in order, rows that an earlier start measured
-            included; ``partial`` is the result so far. Raising ``StopRun`` in it ends that run: nothing is lost, the run's
+            included; ``partial`` is the record so far. Raising ``StopRun`` in it ends that run: nothing is lost, the run's
             status is KILLED, ``summary.json`` lists it under ``stopped``, and a later call goes on with it.
             Only with ``jobs=1``.
         restart: throw away what an earlier start left in the folder.
@@ -44,7 +45,7 @@ def run_experiment(
         kept_in: a folder of kept results, whose runs of exactly these settings count as finished.
 
     Returns:
-        The content of ``result.json`` of every finished run, and ``_folder``, its folder.
+        The records of all finished runs; each knows its ``folder``.
 
     Raises:
         UserError: for what is wrong with the whole experiment.

@@ -11,6 +11,7 @@ from cl_softcot.diagnostics.base import Diagnostic, undisturbed
 from cl_softcot.files import atomic_write_json, jsonable, read_json
 from cl_softcot.machine import processes
 from cl_softcot.machine.lanes import working_seconds
+from cl_softcot.results.folder import RunFolder
 from cl_softcot.run.progress import Progress, too_late
 
 Measured = tuple[dict[str, Any], float]  # numbers, and the seconds of what they needed before
@@ -24,9 +25,14 @@ class Diagnosing:
     """
 
     def __init__(
-        self, wanted: Sequence[DiagnosticConfig], subject: Subject, progress: Progress, say: Callable[[str, float], None]
+        self,
+        wanted: Sequence[DiagnosticConfig],
+        subject: Subject,
+        folder: RunFolder,
+        progress: Progress,
+        say: Callable[[str, float], None],
     ):
-        self.subject, self.progress, self.say = subject, progress, say
+        self.subject, self.folder, self.progress, self.say = subject, folder, progress, say
         reasons = {one.name: one.cls.refuses(subject.method) for one in wanted}
         self.found: dict[str, dict[str, Any]] = {
             name: {"skipped": reason} if reason else {"rows": {}, "seconds": 0.0} for name, reason in reasons.items()
@@ -76,7 +82,7 @@ class Diagnosing:
 
     def _kept_or(self, measure: Callable[[], Measured] | None, i: int, name: str, step: int | None = None) -> dict[str, Any]:
         """Numbers and seconds from disk, or else from ``measure`` (which says what it needed before); None: it is too late."""
-        path = self.subject.folder / "diagnostics" / (f"{name}_{i}.json" if step is None else f"{name}_{i}_step{step}.json")
+        path = self.folder.diagnostic(name, i, step)
         kept = processes.from_main(lambda: read_json(path) if path.exists() else None)
         if kept is not None:
             return kept

@@ -28,13 +28,16 @@ from cl_softcot.config.plan import OnRow, RunSpec
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
 from cl_softcot.machine import processes
+from cl_softcot.metrics.own import find_metrics, with_metrics
 from cl_softcot.provenance import is_dirty, revision, versions
 from cl_softcot.registry import source_file
 from cl_softcot.results import kept
 from cl_softcot.results.colors import palette
 from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
+from cl_softcot.results.folder import PACKED, ExperimentFolder, RunFolder
 from cl_softcot.results.keeping import restore_run, restore_study
-from cl_softcot.results.reading import load_results, order_like
+from cl_softcot.results.reading import Results, load_results, order_like
+from cl_softcot.results.record import VIEWS, RunRecord, read_record
 from cl_softcot.run import base, one_run
 from cl_softcot.run.together import let_go, together
 from cl_softcot.run.workers import kill_workers, start_worker, work_on_base, work_on_run, worker_died
@@ -74,31 +77,31 @@ class Orchestration:
             raise ValueError("on_row is called in the process that does the runs: it needs jobs=None")
         self.config, self.specs, self.folder, self.jobs = config, specs, folder, jobs
         self.on_row, self.tags, self.quiet = on_row, dict(tags or {}), quiet
-        self.shared = folder / "shared"
+        self.place = ExperimentFolder(folder)
+        self.shared = self.place.shared.path
         self.failed: dict[str, str] = {}
         self.stopped: dict[str, str] = {}
         self.first_error: BaseException | None = None
         if restart:
-            if (folder / "runs").exists() and not (folder / "experiment.json").exists():
+            if self.place.runs.exists() and not self.place.record.exists():
                 raise UserError(
                     "the folder was not written by this command, so nothing in it is thrown away",
                     where=str(folder),
                     fix="write to another folder with output_dir=PATH",
                 )
-            files = ("experiment.json", "config.yaml", "summary.json", "table.txt", "comparison.png", kept.QUESTIONS)
-            for name in ("runs", "shared", *files):
-                _remove(folder / name)
+            for path in self.place.written:
+                _remove(path)
         self._refuse_other_settings()
         if kept_in is not None:
             self._take_kept(Path(kept_in))
 
     def _run_folder(self, spec: RunSpec) -> Path:
-        return self.folder / "runs" / spec.key
+        return self.place.run(spec.key).path
 
     def _refuse_other_settings(self) -> None:
         """Numbers of different settings never mix in one folder."""
         for spec in self.specs:
-            path = self._run_folder(spec) / "config.json"
+            path = RunFolder(self._run_folder(spec)).config
             if path.exists():
                 known = read_json(path)
                 if known.get("fingerprint") != run_fingerprint(self.config, spec.method, spec.order, spec.seed):
@@ -117,17 +120,18 @@ class Orchestration:
         """
         found = kept.read(place)
         if found is None:
-            raise UserError(f"no kept runs are in this folder (it would have a {kept.RUNS})", where=str(place))
-        missing = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
+            raise UserError(f"no kept runs are in this folder (it would have a {PACKED})", where=str(place))
+        missing = [spec for spec in self.specs if not self.place.run(spec.key).result.exists()]
         prints = {spec.key: run_fingerprint(self.config, spec.method, spec.order, spec.seed) for spec in missing}
         there = [spec for spec in missing if spec.key in found.runs]
         taken = [s for s in there if found.runs[s.key]["result"].get("config_fingerprint") == prints[s.key]]
         if taken:
             restore_study(found, self.folder)
         for spec in taken:
-            for begun in ("predictions", "rows", "checkpoints", "diagnostics"):  # a part of what is there whole now
-                _remove(self._run_folder(spec) / begun)
-            _log_as_finished(self._run_folder(spec), found.runs[spec.key]["result"])
+            run = self.place.run(spec.key)
+            for begun in (run.predictions, run.rows, run.checkpoints, run.diagnostics):  # a part of what is there whole now
+                _remove(begun)
+            _log_as_finished(run, read_record(found.runs[spec.key]["result"], where=place))
             restore_run(found, spec.key, self.folder)
         if not self.quiet:
             others = f"; {len(there) - len(taken)} of other settings are not" if len(there) > len(taken) else ""
@@ -137,15 +141,15 @@ class Orchestration:
     def _write_provenance(self) -> None:
         modules = user_modules(self.config, self.config.methods, self.config.tasks)
         self.provenance = {"versions": versions(), "revision": revision(), "user_modules": modules}
-        atomic_write_text(self.folder / "config.yaml", to_yaml(self.config))
+        atomic_write_text(self.place.config, to_yaml(self.config))
         record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
-        atomic_write_json(self.folder / "experiment.json", record)
+        atomic_write_json(self.place.record, record)
         colors = palette(m.name for m in self.config.methods)
         for spec in self.specs:
             folder = self._run_folder(spec)
             identity = run_fingerprint(self.config, spec.method, spec.order, spec.seed)
-            if not (folder / "config.json").exists():
-                atomic_write_json(folder / "config.json", self._run_config(spec, identity))
+            if not RunFolder(folder).config.exists():
+                atomic_write_json(RunFolder(folder).config, self._run_config(spec, identity))
             method = self.config.method(spec.method)
             log = EventLog(folder)
             log.params(_params(self.config, spec) | {f"versions.{k}": v for k, v in self.provenance["versions"].items()})
@@ -176,9 +180,9 @@ class Orchestration:
 
     # ------------------------------------------------------------------------------------------------------- running
 
-    def go(self) -> list[dict[str, Any]]:
+    def go(self) -> Results:
         """Runs what is not finished; returns the results of all runs that are. ``failed`` and ``stopped`` name the others."""
-        todo = [spec for spec in self.specs if not (self._run_folder(spec) / "result.json").exists()]
+        todo = [spec for spec in self.specs if not self.place.run(spec.key).result.exists()]
         with ProgressDisplay([spec.key for spec in self.specs], quiet=self.quiet) as display:
             self._sender = self._start_mlflow(display)
             if self.jobs is None:
@@ -295,7 +299,7 @@ class Orchestration:
         if isinstance(error, UserError):
             reason = str(error)
         else:  # a bug of ours: the whole story goes to a file, one line to the terminal
-            path = self._run_folder(spec) / "error.txt"
+            path = self.place.run(spec.key).error
             path.write_text("".join(traceback.format_exception(error)))
             reason = f"{type(error).__name__}: {error} (see {path})"
         self.failed[spec.key] = reason
@@ -303,27 +307,25 @@ class Orchestration:
 
     # ---------------------------------------------------------------------------------------------------- conclusion
 
-    def _conclude(self) -> list[dict[str, Any]]:
-        wanted = {spec.key for spec in self.specs}
-        results = (
-            [r for r in load_results(self.folder) if Path(r["_folder"]).name in wanted] if (self.folder / "runs").exists() else []
-        )
-        results = order_like(results, [m.name for m in self.config.methods])
+    def _conclude(self) -> Results:
+        wanted, metrics = {spec.key for spec in self.specs}, find_metrics(self.config.evaluate.metrics)
+        found = load_results(self.folder) if self.place.runs.exists() else []
+        finished = [with_metrics(r, metrics) for r in found if r.folder and r.folder.name in wanted]
+        results = order_like(finished, [m.name for m in self.config.methods])
         if results:
             from cl_softcot.track.figures import draw_experiment
 
-            atomic_write_text(self.folder / "table.txt", table_text(results, failed=self._failed_methods(results)))
-            keys = ("method", "order", "seed", "summary", "cost")
-            last = [{k: r[k] for k in keys} | {"retention": _last(r, "retention"), "drift": _last(r, "drift")} for r in results]
-            atomic_write_json(self.folder / "summary.json", {"results": last, "failed": self.failed, "stopped": self.stopped})
+            atomic_write_text(self.place.table, table_text(results, failed=self._failed_methods(results)))
+            last = [_in_short(result) for result in results]
+            atomic_write_json(self.place.summary, {"results": last, "failed": self.failed, "stopped": self.stopped})
             draw_experiment(results, self.folder)
         return results
 
-    def _failed_methods(self, results: list[dict[str, Any]]) -> dict[str, str]:
-        finished = {r["method"] for r in results}
+    def _failed_methods(self, results: Results) -> dict[str, str]:
+        finished = {r.method for r in results}
         return {key.split(".")[0]: reason for key, reason in self.failed.items() if key.split(".")[0] not in finished}
 
-    def _print(self, results: list[dict[str, Any]], unsent: list[Path]) -> None:
+    def _print(self, results: Results, unsent: list[Path]) -> None:
         print()
         if results:
             print_results(results, failed=self._failed_methods(results))
@@ -352,8 +354,11 @@ def _what_differs(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return f"another version of {files}" if changed else "other settings"
 
 
-def _last(result: dict[str, Any], section: str) -> dict[str, Any]:
-    return {view: result[section][view][-1] for view in ("as_used", "weights_alone")}
+def _in_short(result: RunRecord) -> dict[str, Any]:
+    """What ``summary.json`` has of a run."""
+    data = result.data
+    short = {key: data[key] for key in ("method", "order", "seed", "summary", "cost")}
+    return short | {section: {view: data[section][view][-1] for view in VIEWS} for section in ("retention", "drift")}
 
 
 def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
@@ -375,13 +380,13 @@ def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _log_as_finished(folder: Path, result: Mapping[str, Any]) -> None:
+def _log_as_finished(run: RunFolder, result: RunRecord) -> None:
     """The log of a run that was done elsewhere, so that trackers show it like the others."""
-    log, ended = EventLog(folder), _milliseconds(result.get("finished"))
-    for i in range(len(result["accuracy"]["matrix"])):
+    log, ended = EventLog(run.path), _milliseconds(result.finished)
+    for i in range(len(result.accuracy.matrix)):
         log.metrics(i, row_metrics(result, i), ended)
     log.metrics(0, final_metrics(result), ended)
-    log.artifact("result.json")
+    log.artifact(run.result.name)
     log.status("FINISHED")
 
 

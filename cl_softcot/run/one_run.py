@@ -9,9 +9,7 @@ and the numbers are those of a run that was never interrupted.
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +17,22 @@ from typing import Any
 from cl_softcot.answering.build import build
 from cl_softcot.answering.evaluate import Evaluator
 from cl_softcot.config.experiment import Experiment
-from cl_softcot.config.fingerprint import run_fingerprint
 from cl_softcot.config.plan import OnRow, RunSpec, Tell
 from cl_softcot.errors import StopRun
-from cl_softcot.files import atomic_write_json, read_json, read_jsonl
+from cl_softcot.files import atomic_write_json, read_json
 from cl_softcot.learning.learner import Learner
 from cl_softcot.learning.snapshot import TurnReport
 from cl_softcot.learning.stream import Turn, data_fingerprint, make_stream
 from cl_softcot.machine import processes
 from cl_softcot.machine.exact import make_exact, memory_explained
 from cl_softcot.machine.lanes import LaneStopped, hand_on
-from cl_softcot.metrics.cost import count_parameters, peak_memory_mb
-from cl_softcot.metrics.flips import flips_of_run
-from cl_softcot.metrics.intervals import summary_intervals
-from cl_softcot.metrics.matrix import summary
 from cl_softcot.models.frozen_states import tally
 from cl_softcot.results.events import EventLog, final_metrics, row_metrics
+from cl_softcot.results.folder import RunFolder
+from cl_softcot.results.record import PartialRecord, RunRecord
 from cl_softcot.run.diagnosing import Diagnosing
 from cl_softcot.run.progress import Progress
+from cl_softcot.run.recording import partial_record, run_record
 from cl_softcot.tasks.base import Example
 
 # ------------------------------------------------------------------------------------------------------- the run
@@ -50,12 +46,12 @@ def run_one(
     provenance: Mapping[str, Any],
     report: Tell,
     on_row: OnRow | None = None,
-) -> dict:
-    """Runs, or goes on with, one run; returns its result (also in ``folder/result.json``).
+) -> RunRecord:
+    """Runs, or goes on with, one run; returns its record (also in ``folder/result.json``).
 
     Args:
         on_row: called with every row, in order, those that an earlier start measured included: the run, the row's index and the
-            result so far (``tasks``, ``accuracy``, ``retention``, ``drift``, each with the rows up to this one).
+            record so far (``PartialRecord``: its sections hold the rows up to this one).
 
     Raises:
         UserError: for everything that the user can mend (a loss that diverged, a full disk, data that do not fit).
@@ -96,14 +92,15 @@ class _Run:
         log: EventLog | _NoLog,
         on_row: OnRow | None = None,
     ):
-        self.config, self.spec, self.folder, self.report, self.log, self.on_row = config, spec, folder, report, log, on_row
+        self.config, self.spec, self.report, self.log, self.on_row = config, spec, report, log, on_row
+        self.folder = RunFolder(folder)
         self._assistant_seconds = tally.seconds  # of this thread, up to the last row
         self._say("preparing", 0.0)
         self.subject = build(config, spec, folder, shared)
         self.evaluator: Evaluator = self.subject.evaluator
         self.tasks = [probe.task for probe in self.evaluator.tasks]
-        self.progress = Progress(self.subject, folder, report)
-        self.diagnosing = Diagnosing(config.measured, self.subject, self.progress, self._say)
+        self.progress = Progress(self.subject, self.folder, report)
+        self.diagnosing = Diagnosing(config.measured, self.subject, self.folder, self.progress, self._say)
         self.rows: list[dict[str, Any]] = []
         self.data_fingerprint: list[str] = []
         self._place = (config.seeds.index(spec.seed), list(config.orders).index(spec.order))
@@ -184,12 +181,11 @@ class _Run:
 
     def _measure(self, i: int, train_seconds: float, turn: Turn | None) -> None:
         """Row i: taken from disk where it was measured before."""
-        path = self.folder / "rows" / f"row_{i}.json"
-        predictions = self.folder / "predictions" / f"row_{i}.jsonl"
+        path, predictions = self.folder.row(i), self.folder.answers(i)
         row = processes.from_main(lambda: read_json(path) if path.exists() and predictions.exists() else None)
         if row is not None:
             self.evaluator.answers.remember_file(predictions)
-            self.evaluator.answers.remember_file(self.folder / "predictions" / f"weights_alone_{i}.jsonl")
+            self.evaluator.answers.remember_file(self.folder.answers_alone(i))
         else:
             self.progress.refuse_late(i, path)
             after = f"after {turn.name}" if turn is not None else "before learning"
@@ -203,10 +199,10 @@ class _Run:
     def _row(self, i: int) -> dict[str, Any]:
         subject = self.subject.after(i)
         if i == 0:  # row 0 is the base's zero-shot CoT; the base in the method's own mode stands beside it
-            row = self.evaluator.row(0, subject.base, subject.base, self.folder)
+            row = self.evaluator.row(0, subject.base, subject.base, self.folder.path)
             row["untrained"] = self.evaluator.untrained(subject.one_copy())
             return row
-        return self.evaluator.row(i, subject.policy(), subject.alone(), self.folder)
+        return self.evaluator.row(i, subject.policy(), subject.alone(), self.folder.path)
 
     def _seconds_of_the_assistant(self) -> float:
         """Since the last row, learning included; next to nothing where the cache holds what it would compute."""
@@ -216,132 +212,46 @@ class _Run:
     def _tell(self, i: int) -> None:
         partial = self._partial()
         self.log.metrics(i, row_metrics(partial, i))
-        self.report({"logged": str(self.folder)})
+        self.report({"logged": str(self.folder.path)})
         if self.on_row is not None:
             self.on_row(self.spec, i, partial)
 
     # -------------------------------------------------------------------------------------------------------- result
 
-    def _partial(self) -> dict[str, Any]:
-        rows = self.rows
-        return {
-            "tasks": [task.name for task in self.tasks],
-            "accuracy": {
-                "matrix": [r["accuracy"]["values"] for r in rows],
-                "n": rows[0]["accuracy"]["n"],
-                "intervals": [r["accuracy"]["intervals"] for r in rows],
-                "unanswered": [r["accuracy"]["unanswered"] for r in rows],
-                "untrained": rows[0]["untrained"],
-                "by": [r["accuracy"]["by"] for r in rows],
-            },
-            "retention": {
-                "families": [probe.name for probe in self.evaluator.families],
-                "same_family": self.evaluator.same_family,
-                "as_used": [r["retention"]["as_used"] for r in rows],
-                "weights_alone": [r["retention"]["weights_alone"] for r in rows],
-            },
-            "drift": {
-                "as_used": [r["drift"]["as_used"] for r in rows],
-                "weights_alone": [r["drift"]["weights_alone"] for r in rows],
-            },
-        }
+    def _partial(self) -> PartialRecord:
+        return partial_record(self.evaluator, self.rows)
 
-    def result(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        """What `result.json` holds (see the README of experiments/results for its fields)."""
-        partial, method = self._partial(), self.subject.method
-        after = self.subject.parts.backbone.weights_sha256()
-        trained = count_parameters(self.subject.strategy.tensors(self.subject.parts)) if self.subject.strategy.trains else 0
-        last, outcomes = self.rows[-1], processes.from_main(self._outcomes)
-        flips = self._flips(outcomes)
-        return {
-            "schema": 1,
-            "experiment": self.config.name,
-            "method": method.name,
-            "order": self.spec.order,
-            "seed": self.spec.seed,
-            "tasks": partial["tasks"],
-            "families": {task.name: task.family for task in self.tasks},
-            "reasoning": method.reasoning.model_dump(mode="json"),
-            "strategy": method.strategy.model_dump(mode="json"),
-            "reference": self.subject.strategy.reference,
-            "per_task": method.per_task.model_dump(mode="json") if method.per_task else None,
-            "plugins": [plugin.model_dump(mode="json") for plugin in method.plugins],
-            "split": self.config.evaluate.split,
-            "accuracy": partial["accuracy"],
-            "summary": self._summary(partial["accuracy"]["matrix"], outcomes, flips),
-            "flips": flips["tasks"],
-            "retention": partial["retention"],
-            "drift": partial["drift"],
-            "routing": [row.get("routing") for row in self.rows] if self.subject.bank else None,
-            "cost": {
-                "trained_parameters": trained * (len(self.tasks) if self.subject.bank else 1),
-                "trained_parameters_per_copy": trained,
-                "tokens_per_answer": last["cost"]["tokens_per_answer"],
-                "forward_passes_per_answer": last["cost"]["forward_passes_per_answer"],
-                "train_seconds": sum(row["train_seconds"] for row in self.rows),
-                "evaluate_seconds": sum(row["evaluate_seconds"] for row in self.rows),
-                "assistant_seconds": sum(row.get("assistant_seconds", 0.0) for row in self.rows),
-                "optimiser_steps": sum(turn["steps"] for turn in self.progress.turns),
-                "examples_per_task": self.subject.train.examples if self.subject.strategy.trains else 0,
-                "peak_memory_mb": peak_memory_mb(),
-            },
-            "losses": [turn["losses"] for turn in self.progress.turns],
-            **({"diagnostics": self.diagnosing.found} if self.diagnosing.found else {}),
-            "frozen": {
-                "backbone_sha256_before": self.subject.backbone_sha256,
-                "backbone_sha256_after": after,
-                "unchanged": after == self.subject.backbone_sha256,
-            },
-            "train_fingerprints": self.data_fingerprint,
-            "config_fingerprint": run_fingerprint(self.config, self.spec.method, self.spec.order, self.spec.seed),
-            "machine": self._machine(),
-            **provenance,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+    def result(self, provenance: Mapping[str, Any]) -> RunRecord:
+        """What `result.json` holds."""
+        return run_record(
+            config=self.config,
+            spec=self.spec,
+            folder=self.folder,
+            evaluator=self.evaluator,
+            parts=self.subject.parts,
+            strategy=self.subject.strategy,
+            rows=self.rows,
+            turns=self.progress.turns,
+            diagnosed=self.diagnosing.found,
+            weights_before=self.subject.backbone_sha256,
+            train_fingerprints=self.data_fingerprint,
+            sizes=self.progress.sizes,
+            provenance=provenance,
+        )
 
-    def _machine(self) -> dict[str, Any]:
-        now = {"device": str(self.subject.parts.backbone.device), "processes": self.progress.sizes[-1]}
-        before = {"processes_before": self.progress.sizes[:-1]} if self.progress.sizes[:-1] else {}
-        return {"processor": platform.machine(), "system": platform.system(), **now, **before}
-
-    def _outcomes(self) -> list[list[list[float]]]:
-        """1 right, 0 not: [row][task][example]."""
-        outcomes = []
-        for i in range(len(self.rows)):
-            found: dict[str, list[float]] = {task.name: [] for task in self.tasks}
-            path = self.folder / "predictions" / f"row_{i}.jsonl"
-            for p in read_jsonl(path):
-                if p["set"] == "task":
-                    found[p["task"]].append(float(p["outcome"] == "right"))
-            outcomes.append(list(found.values()))
-        return outcomes
-
-    def _summary(self, matrix: Sequence[Sequence[float]], outcomes: Sequence[Any], flips: Mapping[str, Any]) -> dict[str, Any]:
-        values: dict[str, Any] = dict(summary(matrix))
-        intervals = summary_intervals(outcomes, self.config.evaluate.bootstrap)
-        values |= {f"{name}_interval": list(interval) if interval else None for name, interval in intervals.items()}
-        return values | flips["summary"]
-
-    def _flips(self, outcomes: Sequence[Any]) -> dict[str, Any]:
-        options = {p.name: [p.task.n_options_of(example) for example in p.examples] for p in self.evaluator.tasks}
-        found = flips_of_run(outcomes, list(options), options)
-        for name, numbers in options.items():  # one number where all examples have the same
-            found["tasks"][name]["n_options"] = numbers[0] if len(set(numbers)) == 1 else numbers
-        return found
-
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: RunRecord) -> None:
         """Figures, tables and last numbers; ``result.json`` comes last: a run without it is not finished."""
         from cl_softcot.track import figures
         from cl_softcot.track.predictions import TABLE_TAGS, write_predictions
 
         self._say("drawing", 0.99)
-        pages = figures.draw_run(result, self.folder / "figures") + write_predictions(self.folder, result)
+        pages = figures.draw_run(result, self.folder.figures) + write_predictions(self.folder.path, result)
         self.log.metrics(0, final_metrics(result))  # MLflow draws a bar for a metric whose only step is 0
         if pages:
             self.log.tags(TABLE_TAGS)
         for page in pages:
-            self.log.artifact(page.relative_to(self.folder))
-        atomic_write_json(self.folder / "result.json", result)
-        self.log.artifact("result.json")
+            self.log.artifact(page.relative_to(self.folder.path))
+        atomic_write_json(self.folder.result, result.as_dict())
+        self.log.artifact(self.folder.result.name)
         self.log.status("FINISHED")
-        self.report({"logged": str(self.folder)})
+        self.report({"logged": str(self.folder.path)})

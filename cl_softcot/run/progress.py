@@ -17,6 +17,7 @@ from cl_softcot.learning.learner import Learner
 from cl_softcot.learning.snapshot import TurnReport
 from cl_softcot.learning.stream import Stream
 from cl_softcot.machine import processes
+from cl_softcot.results.folder import RunFolder
 
 
 class Progress:
@@ -28,8 +29,8 @@ class Progress:
         sizes: numbers of processes that worked on this run, one after the other.
     """
 
-    def __init__(self, subject: Subject, folder: Path, report: Tell):
-        self.subject, self.folder, self.report = subject, folder / "checkpoints", report
+    def __init__(self, subject: Subject, folder: RunFolder, report: Tell):
+        self.subject, self.folder, self.report = subject, folder.checkpoints, report
         self.turns: list[dict[str, Any]] = []
         self.done = 0
         self.inside = False
@@ -58,7 +59,7 @@ class Progress:
     def restore(self, learner: Learner, stream: Stream) -> None:
         """Goes back to the last good checkpoint, if there is one."""
         found = checkpoint.load_latest(self.folder) if processes.is_main() else None
-        known = processes.from_main(lambda: found and (found.state, found.skipped))
+        known = processes.from_main(lambda: (found.state, found.skipped) if found else None)
         if known is None:
             return
         state, skipped = known

@@ -11,6 +11,7 @@ from pathlib import Path
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.machine import exact, processes
+from cl_softcot.results.folder import ExperimentFolder
 from cl_softcot.run import base, one_run
 
 # ------------------------------------------------------------------------------- in the other processes of a launch
@@ -21,14 +22,15 @@ def follow(config: Experiment, folder: Path) -> int:
     warnings.simplefilter("ignore")  # the first process says it
     silent = lambda _message: None  # noqa: E731
     todo = processes.from_main(lambda: [])
-    shared, status = folder / "shared", 0
+    place, status = ExperimentFolder(folder), 0
+    shared = place.shared.path
     if todo:
         with together():
             base.measure_base(config, shared, silent)
     for spec in todo:
         try:
             with together():
-                one_run.run_one(config, spec, folder / "runs" / spec.key, shared, {}, silent)
+                one_run.run_one(config, spec, place.run(spec.key).path, shared, {}, silent)
         except processes.OutOfStep:
             raise
         except Exception as error:

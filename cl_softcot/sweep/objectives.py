@@ -7,19 +7,15 @@ experiment alone, so that a mistyped objective is told before the first trial.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import UserError
 from cl_softcot.files import read_json
+from cl_softcot.results.record import VIEWS, Cost, Rows, RunRecord
 
-COSTS = (
-    "trained_parameters", "trained_parameters_per_copy", "tokens_per_answer", "forward_passes_per_answer", "train_seconds",
-    "evaluate_seconds", "assistant_seconds", "optimiser_steps", "examples_per_task", "peak_memory_mb",
-)  # fmt: skip
-VIEWS = ("as_used", "weights_alone")
+COSTS = tuple(Cost.model_fields)
 GROUPS = ("all", "same_family", "unrelated")
 # What early experiences say about the end. Every other number also falls by what is forgotten later.
 OF_LEARNING_ALONE = ("summary.learning_accuracy", "summary.own_task_change")
@@ -48,11 +44,13 @@ def _summary_names(config: Experiment) -> list[str]:
     """Those that are defined for streams of this length."""
     from cl_softcot.metrics.flips import CATALOGUE as FLIPS
     from cl_softcot.metrics.matrix import summary
+    from cl_softcot.metrics.own import find_metrics
 
     shortest = min(map(len, config.orders.values()))
     some_matrix = [[0.5] * shortest for _ in range(shortest + 1)]
     of_matrix = [name for name, value in summary(some_matrix).items() if value is not None]
-    return of_matrix + [name for name in FLIPS if shortest > 1 or name.endswith("since_base")]
+    own = [metric.name for metric in find_metrics(config.evaluate.metrics)]
+    return of_matrix + own + [name for name in FLIPS if shortest > 1 or name.endswith("since_base")]
 
 
 def is_known(name: str, config: Experiment) -> bool:
@@ -71,25 +69,20 @@ def _knows_families(config: Experiment) -> bool:
     return config.backbone.path.startswith("builtin:") or (marker.is_file() and bool(read_json(marker).get("families")))
 
 
-def value(result: Mapping[str, Any], name: str) -> float | None:
+def value(result: Rows, name: str) -> float | None:
     """The number of that name; None where it is not defined in this result.
 
     Raises:
         UserError: if the result holds nothing of that name.
     """
-    here: Any = result
-    for part in name.split("."):
-        if isinstance(here, Sequence) and not isinstance(here, str):
-            here = here[-1] if here else None
-        if here is None:
-            return None
-        if not isinstance(here, Mapping) or part not in here:
-            raise UserError(f"no result holds {name!r}")
-        here = here[part]
-    return float(here) if isinstance(here, int | float) else None
+    try:
+        found = result.at(name)
+    except KeyError:
+        raise UserError(f"no result holds {name!r}") from None
+    return float(found) if isinstance(found, int | float) else None
 
 
-def mean_value(results: Sequence[Mapping[str, Any]], name: str) -> float:
+def mean_value(results: Sequence[RunRecord], name: str) -> float:
     """The mean over a trial's runs (seeds and orders).
 
     Raises:
@@ -102,20 +95,17 @@ def mean_value(results: Sequence[Mapping[str, Any]], name: str) -> float:
     return statistics.fmean(defined)
 
 
-def interval(results: Sequence[Mapping[str, Any]], name: str, resamples: int = 2000) -> list[float] | None:
+def interval(results: Sequence[RunRecord], name: str, resamples: int = 2000) -> list[float] | None:
     """95 % interval of a trial's value: over its runs where there are several, over examples where there is one.
 
     Of one run: the interval that its result holds, resampled over examples (None: it holds none). Of several: a percentile
     bootstrap of the runs' mean, which with few runs is too narrow rather than too wide.
     """
     if len(results) == 1:
-        *path, last = name.split(".")
-        here: Any = results[0]
-        for part in path:
-            here = here[-1] if isinstance(here, list) else here
-            here = here.get(part) if isinstance(here, Mapping) else None
-        here = here[-1] if isinstance(here, list) and here else here
-        found = here.get(f"{last}_interval") if isinstance(here, Mapping) else None
+        try:
+            found = results[0].at(f"{name}_interval")
+        except KeyError:
+            return None
         return list(found) if found else None
     import numpy as np
 
@@ -130,12 +120,12 @@ def can_be_followed(name: str) -> bool:
     return name.split(".")[0] in ("summary", "retention", "drift") and not name.startswith("summary.flips/")
 
 
-def so_far(partial: Mapping[str, Any], name: str) -> float | None:
+def so_far(partial: Rows, name: str) -> float | None:
     """The number after the experiences that a partial result holds, over the tasks learned so far; None where undefined."""
     if not name.startswith("summary."):
         return value(partial, name)
     from cl_softcot.metrics.matrix import summary
 
-    matrix = partial["accuracy"]["matrix"]
+    matrix = partial.accuracy.matrix
     learned = len(matrix) - 1
     return summary([row[:learned] for row in matrix]).get(name.removeprefix("summary.")) if learned else None

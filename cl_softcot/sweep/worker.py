@@ -21,6 +21,9 @@ from typing import Any
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, read_json
+from cl_softcot.results import kept
+from cl_softcot.results.folder import ExperimentFolder
+from cl_softcot.results.record import RunRecord
 from cl_softcot.sweep import objectives
 from cl_softcot.sweep.alive import beat
 from cl_softcot.sweep.config import SearchPlan, SweepConfig
@@ -212,16 +215,16 @@ def _run_to_the_end(search: Search, taken: Taken, heart: _Heart, say: Say) -> No
         say(f"{_name(search, taken)}: another worker has told this already")
 
 
-def judge(plan: SearchPlan, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def judge(plan: SearchPlan, results: Sequence[RunRecord]) -> dict[str, float]:
     """The objectives of a trial: means over its runs."""
     return {name: objectives.mean_value(results, name) for name in plan.sweep.objectives}
 
 
-def intervals(plan: SearchPlan, results: Sequence[dict[str, Any]]) -> dict[str, list[float] | None]:
+def intervals(plan: SearchPlan, results: Sequence[RunRecord]) -> dict[str, list[float] | None]:
     return {name: objectives.interval(results, name) for name in plan.sweep.objectives}
 
 
-def excesses(plan: SearchPlan, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def excesses(plan: SearchPlan, results: Sequence[RunRecord]) -> dict[str, float]:
     """How far each constrained number is outside of its bounds (0 or below: inside)."""
     bounds = plan.sweep.constraints
     return {name: bound.excess(objectives.mean_value(results, name)) for name, bound in bounds.items()}
@@ -306,12 +309,12 @@ class _Follower:
         self.lengths = [len(config.orders[spec.order]) for spec in plan(config)]
         self.newest: dict[str, float] = {}
         for key in self.order:  # runs that an earlier attempt finished are not shown again
-            path = taken.folder / "runs" / key / "result.json"
-            if path.exists() and self.objective:
-                self._remember(key, read_json(path), self.objective)
+            found = kept.record(ExperimentFolder(taken.folder).run(key).path) if self.objective else None
+            if found:
+                self._remember(key, found)
 
-    def _remember(self, key: str, result: Any, objective: str) -> None:
-        value = objectives.value(result, objective)
+    def _remember(self, key: str, result: RunRecord) -> None:
+        value = objectives.value(result, self.objective)
         if value is not None:
             self.newest[key] = value
 

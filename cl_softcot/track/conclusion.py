@@ -12,16 +12,17 @@ which noise alone pushes above zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cl_softcot.results import kept
-from cl_softcot.results.reading import FOLDER, by_method, is_trained
+from cl_softcot.results.folder import ExperimentFolder, RunFolder
+from cl_softcot.results.reading import by_method
+from cl_softcot.results.record import RunRecord
 
 DRAWS = 10_000
 SOLVED = 0.8  # a task that the base answers this well without training counts as solved zero-shot
@@ -55,16 +56,16 @@ class Change:
         return -1 if self.high < 0 else 1 if self.low > 0 else 0
 
 
-def sentence(results: Sequence[Mapping[str, Any]], *, full: bool = False, level: float = 0.95, seed: int = 0) -> str:
+def sentence(results: Sequence[RunRecord], *, full: bool = False, level: float = 0.95, seed: int = 0) -> str:
     """What the results of an experiment support, one sentence a line.
 
     Args:
-        results: `result.json` of any number of runs; those from `results.load_results` know their folder, and
+        results: the records of any number of runs; those from `results.load_results` know their folder, and
             with it the predictions that make the comparison paired.
         full: tell every method's number; else a group of more than three is told by its two ends.
         level: of all the intervals of one line together (Bonferroni over the methods).
     """
-    trained = {m: [r for r in runs if is_trained(r)] for m, runs in by_method(results).items()}
+    trained = {m: [r for r in runs if r.trained] for m, runs in by_method(results).items()}
     trained = {m: runs for m, runs in trained.items() if runs}
     if not trained:
         return "No trained method among the results, so there is nothing to compare with the base."
@@ -83,34 +84,33 @@ def sentence(results: Sequence[Mapping[str, Any]], *, full: bool = False, level:
 # --- the questions: which outcomes before are compared with which after ----------------------------------
 
 
-def _learning(result: Mapping[str, Any]) -> list[Stratum]:
-    tasks = result["tasks"]
+def _learning(result: RunRecord) -> list[Stratum]:
+    tasks = result.tasks
     return [("task", 0, name, len(tasks)) for name in tasks]
 
 
-def _solved(result: Mapping[str, Any]) -> list[Stratum]:
-    base = result["accuracy"]["matrix"][0]
-    solved = [name for name, score in zip(result["tasks"], base, strict=True) if (score or 0) >= SOLVED]
-    return [("task", 0, name, len(result["tasks"])) for name in solved]
+def _solved(result: RunRecord) -> list[Stratum]:
+    base = result.accuracy.matrix[0]
+    solved = [name for name, score in zip(result.tasks, base, strict=True) if (score or 0) >= SOLVED]
+    return [("task", 0, name, len(result.tasks)) for name in solved]
 
 
-def _forgetting(result: Mapping[str, Any]) -> list[Stratum]:
-    tasks = result["tasks"]
+def _forgetting(result: RunRecord) -> list[Stratum]:
+    tasks = result.tasks
     return [("task", turn, name, len(tasks)) for turn, name in enumerate(tasks[:-1], start=1)]
 
 
-def _retention(group: str) -> Callable[[Mapping[str, Any]], list[Stratum]]:
+def _retention(group: str) -> Callable[[RunRecord], list[Stratum]]:
     """The families of a group. Without `retention.same_family` (their names) they are not told apart."""
 
-    def strata(result: Mapping[str, Any]) -> list[Stratum]:
-        retention = result.get("retention") or {}
-        rows, trained = retention.get("as_used") or [], retention.get("same_family")
+    def strata(result: RunRecord) -> list[Stratum]:
+        rows, trained = result.retention.as_used, result.retention.same_family
         if len(rows) < 2 or not rows[0] or not rows[-1] or (group != "all" and trained is None):
             return []
         return [
             ("retention", 0, name, len(rows) - 1)
-            for name in rows[0]["families"]
-            if group == "all" or (name in trained) == (group == "same_family")
+            for name in rows[0].families
+            if group == "all" or (name in (trained or [])) == (group == "same_family")
         ]
 
     return strata
@@ -119,7 +119,7 @@ def _retention(group: str) -> Callable[[Mapping[str, Any]], list[Stratum]]:
 @dataclass(frozen=True)
 class _Question:
     title: str
-    strata: Callable[[Mapping[str, Any]], list[Stratum]]
+    strata: Callable[[RunRecord], list[Stratum]]
     up: str = "above it"
     down: str = "below it"
     same: str = "every outcome as the base's"
@@ -152,7 +152,9 @@ def read_outcomes(run_folder: str | Path, row: int) -> dict[tuple[str, str], dic
     {} without either.
     """
     run = Path(run_folder)
-    places = (run / "predictions" / f"row_{row}.jsonl", run / kept.OUTCOMES, run.parent.parent / kept.RUNS)
+    folder = RunFolder(run)
+    study = ExperimentFolder(run.parent.parent)
+    places = (folder.answers(row), folder.outcomes, study.packed)
     place = next((path for path in places if path.exists()), None)
     return _read_outcomes(run, row, place.stat().st_mtime_ns) if place else {}
 
@@ -167,8 +169,8 @@ def _read_outcomes(run: Path, row: int, _changed: int) -> dict[tuple[str, str], 
 
 def _change(
     method: str,
-    runs: Sequence[Mapping[str, Any]],
-    strata: Callable[[Mapping[str, Any]], list[Stratum]],
+    runs: Sequence[RunRecord],
+    strata: Callable[[RunRecord], list[Stratum]],
     alpha: float,
     seed: int,
 ) -> Change | None:
@@ -213,7 +215,7 @@ class _RunChange:
     paired: bool
 
 
-def _run_change(run: Mapping[str, Any], strata: Sequence[Stratum], rng: np.random.Generator) -> _RunChange | None:
+def _run_change(run: RunRecord, strata: Sequence[Stratum], rng: np.random.Generator) -> _RunChange | None:
     parts = [_stratum_change(run, stratum, rng) for stratum in strata]
     if not parts or any(part is None for part in parts):
         return None
@@ -227,9 +229,9 @@ def _run_change(run: Mapping[str, Any], strata: Sequence[Stratum], rng: np.rando
     )
 
 
-def _stratum_change(run: Mapping[str, Any], stratum: Stratum, rng: np.random.Generator) -> _RunChange | None:
+def _stratum_change(run: RunRecord, stratum: Stratum, rng: np.random.Generator) -> _RunChange | None:
     kind, row_before, name, row_after = stratum
-    folder = run.get(FOLDER)
+    folder = run.folder
     before = read_outcomes(folder, row_before).get((kind, name)) if folder else None
     after = read_outcomes(folder, row_after).get((kind, name)) if folder else None
     if before and after and before.keys() == after.keys():
@@ -252,17 +254,17 @@ def _paired(before_N: np.ndarray, after_N: np.ndarray, rng: np.random.Generator)
     return _RunChange((won - lost) / n, float(before_N.mean()), draws, n, lost == won == 0, True)
 
 
-def _unpaired(run: Mapping[str, Any], stratum: Stratum, rng: np.random.Generator) -> _RunChange | None:
+def _unpaired(run: RunRecord, stratum: Stratum, rng: np.random.Generator) -> _RunChange | None:
     """Two independent binomials: too wide for paired data, but honest where only the counts are known."""
     kind, row_before, name, row_after = stratum
     if kind == "task":
-        column = run["tasks"].index(name)
-        matrix, n = run["accuracy"]["matrix"], run["accuracy"]["n"][column]
+        column = run.tasks.index(name)
+        matrix, n = run.accuracy.matrix, run.accuracy.n and run.accuracy.n[column]
         before, after = matrix[row_before][column], matrix[row_after][column]
     else:
-        rows = run["retention"]["as_used"]
-        n = rows[0]["n"][name]
-        before, after = rows[row_before]["families"].get(name), rows[row_after]["families"].get(name)
+        first, last = (run.retention_row("as_used", row) for row in (row_before, row_after))
+        n = first.n.get(name) if first else None
+        before, after = (row.families.get(name) if row else None for row in (first, last))
     if before is None or after is None or not n:
         return None
     p_before, p_after = (before * n + 0.5) / (n + 1), (after * n + 0.5) / (n + 1)

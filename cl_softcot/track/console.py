@@ -18,7 +18,8 @@ from rich.text import Text
 
 from cl_softcot.results.colors import GREYS, palette
 from cl_softcot.results.headline import Means, drift_title, method_numbers, spread
-from cl_softcot.results.reading import by_method, is_trained
+from cl_softcot.results.reading import by_method
+from cl_softcot.results.record import RunRecord
 from cl_softcot.track.conclusion import sentence
 
 __all__ = ["ProgressDisplay", "final_table", "print_results", "sentence", "table_markdown", "table_text"]
@@ -223,6 +224,23 @@ COLUMNS = (
     ("tokens", "tokens\nper\nanswer", "one"),
     ("seconds", "seconds\nlearn+\neval", "seconds"),
 )
+_ROUTING = ("routing", "routed\nright\n↑", "share")
+
+
+def columns_of(results: Iterable[RunRecord]) -> list[tuple[str, str, str]]:
+    """``COLUMNS``, and what only some experiments have: routing, and metrics of their own."""
+    results = list(results)
+    routed = [_ROUTING] if any(r.routing_accuracy for r in results) else []
+    own = {name: meaning for r in results for name, meaning in (r.metrics or {}).items()}
+    return [*COLUMNS[:6], *((name, _own_header(name, m.direction), "share") for name, m in own.items()), *routed, *COLUMNS[6:]]
+
+
+def _own_header(name: str, direction: str) -> str:
+    arrow = "↑" if direction.startswith("higher") else "↓" if direction.startswith("lower") else ""
+    lines = textwrap.wrap(name.replace("_", " "), 10, max_lines=2, placeholder="…")
+    return "\n".join([*lines, arrow, ""][:3] if arrow else [*lines, "", ""][:3])
+
+
 _LAYOUTS = (  # from wide to narrow
     {"below": False, "stacked": False, "gap": 2},
     {"below": False, "stacked": False, "gap": 1},
@@ -232,9 +250,7 @@ _LAYOUTS = (  # from wide to narrow
 )
 
 
-def final_table(
-    results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None, width: int | None = None
-) -> Text:
+def final_table(results: Sequence[RunRecord], *, failed: Mapping[str, str] | None = None, width: int | None = None) -> Text:
     """One row a method: what it learned, what it kept, how far it drifted, and what it cost.
 
     Several runs of a method (seeds, task orders) become mean ± standard deviation, with their number. A base
@@ -246,15 +262,15 @@ def final_table(
             ± moves below its number, then the numbers move below the method's name.
     """
     rows = _rows(results, failed or {})
-    several = _several(results)
+    several, headers = _several(results), [header for _, header, _ in columns_of(results)]
     for layout in _LAYOUTS:
-        lines = _lay_out(rows, several=several, **layout)
+        lines = _lay_out(rows, headers, several=several, **layout)
         if width is None or max(line.cell_len for line in lines) <= width:
             break
     return Text("\n").join(lines)
 
 
-def table_text(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None) -> str:
+def table_text(results: Sequence[RunRecord], *, failed: Mapping[str, str] | None = None) -> str:
     """The table, its legend and the sentence as plain text, as wide as the table needs (for `table.txt`)."""
     table = final_table(results, failed=failed).plain
     width = max(len(line) for line in table.splitlines())
@@ -263,15 +279,15 @@ def table_text(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str
     return "\n".join([table, "", *wrapped, ""])
 
 
-def table_markdown(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None) -> str:
+def table_markdown(results: Sequence[RunRecord], *, failed: Mapping[str, str] | None = None) -> str:
     """The table as Markdown, for a README or an experiment's note."""
     several = ["n"] if _several(results) else []
-    header = ["method", *several, *(_on_one_line(h) for _, h, _ in COLUMNS)]
+    header = ["method", *several, *(_on_one_line(h) for _, h, _ in columns_of(results))]
     lines = ["| " + " | ".join(header) + " |", "|:---|" + "---:|" * (len(header) - 1)]
     for row in _rows(results, failed or {}):
         cells = [" ".join(part for part in cell if part) for cell in row.cells]
         if row.failed:
-            cells = ["failed"] + [""] * (len(COLUMNS) - 1)
+            cells = ["failed"] + [""] * (len(cells) - 1)
         lines.append("| " + " | ".join([row.name, *([row.n] if several else []), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -281,7 +297,7 @@ def _on_one_line(header: str) -> str:
 
 
 def print_results(
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[RunRecord],
     *,
     console: Console | None = None,
     failed: Mapping[str, str] | None = None,
@@ -301,7 +317,7 @@ def print_results(
         console.print(text, soft_wrap=True)
 
 
-def legend(results: Sequence[Mapping[str, Any]]) -> str:
+def legend(results: Sequence[RunRecord]) -> str:
     """What the columns mean, with the conventions that differ between papers."""
     parts = [
         "learned: mean accuracy right after each task's own turn",
@@ -313,12 +329,16 @@ def legend(results: Sequence[Mapping[str, Any]]) -> str:
         "as used: with everything that the method brings",
         "tokens: written words and end of text, thoughts not among them",
     ]
+    if any(r.routing_accuracy for r in results):
+        parts.append("routed right: the stream's questions that go to their own task's copy, at the end")
+    own = {name: meaning for r in results for name, meaning in (r.metrics or {}).items()}
+    parts += [f"{name}: {m.formula} ({m.unit}, {m.direction}; {m.source})" for name, m in own.items()]
     if _several(results):
         parts.append("±: standard deviation over n runs (seeds and task orders)")
     return "; ".join(parts) + "."
 
 
-def _several(results: Iterable[Mapping[str, Any]]) -> bool:
+def _several(results: Iterable[RunRecord]) -> bool:
     return any(len(runs) > 1 for runs in by_method(results).values())
 
 
@@ -331,32 +351,32 @@ class _Row:
     failed: bool = False
 
 
-def _rows(results: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[_Row]:
-    groups = by_method(results)
+def _rows(results: Sequence[RunRecord], failed: Mapping[str, str]) -> list[_Row]:
+    groups, columns = by_method(results), columns_of(results)
     colors = palette([*groups, *failed])
     rows = []
-    if results and all(is_trained(result) for result in results):
+    if results and all(result.trained for result in results):
         rows.append(_base_row(results))
     for name, runs in groups.items():
         values = method_numbers(runs)
-        cells = [_format(values, key, kind) for key, _, kind in COLUMNS]
+        cells = [_format(values, key, kind) for key, _, kind in columns]
         rows.append(_Row(name, str(len(runs)), cells, colors[name]))
     for name in failed:
         if name not in groups:
-            rows.append(_Row(name, "", [("", "")] * len(COLUMNS), colors[name], failed=True))
+            rows.append(_Row(name, "", [("", "")] * len(columns), colors[name], failed=True))
     return rows
 
 
-def _base_row(results: Sequence[Mapping[str, Any]]) -> _Row:
+def _base_row(results: Sequence[RunRecord]) -> _Row:
     """The base's zero-shot CoT, from the first row of any result's matrix."""
-    rows = [r["accuracy"]["matrix"][0] for r in results]
-    kept = [((r.get("retention") or {}).get("as_used") or [{}])[0] or {} for r in results]
-    values = dict.fromkeys(key for key, _, _ in COLUMNS)
-    values["accuracy"] = spread(sum(row) / len(row) for row in rows[:1])
-    values["retention"] = spread(row.get("all") for row in kept[:1])
+    row, kept = results[0].accuracy.matrix[0], results[0].retention_row("as_used", 0)
+    columns = columns_of(results)
+    values: dict[str, Means | None] = dict.fromkeys(key for key, _, _ in columns)
+    values["accuracy"] = spread([sum(row) / len(row)])
+    values["retention"] = spread([kept.all if kept else None])
     values["parameters"] = Means(0.0, None, 1)
     values["drift"] = Means(0.0, None, 1)
-    return _Row("base, zero-shot CoT", "", [_format(values, key, kind) for key, _, kind in COLUMNS], GREYS[0])
+    return _Row("base, zero-shot CoT", "", [_format(values, key, kind) for key, _, kind in columns], GREYS[0])
 
 
 def _format(values: Mapping[str, Means | None], key: str, kind: str) -> tuple[str, str]:
@@ -390,9 +410,9 @@ def _number(value: float, kind: str) -> str:
     return f"{value:.3f}"
 
 
-def _lay_out(rows: Sequence[_Row], *, several: bool, below: bool, stacked: bool, gap: int) -> list[Text]:
+def _lay_out(rows: Sequence[_Row], named: Sequence[str], *, several: bool, below: bool, stacked: bool, gap: int) -> list[Text]:
     """The table's lines. `below`: ± under its number; `stacked`: the numbers under the method's name."""
-    headers = [header.split("\n") for _, header, _ in COLUMNS]
+    headers = [header.split("\n") for header in named]
     blocks = [[list(cell) if below else [" ".join(p for p in cell if p)] for cell in row.cells] for row in rows]
     labels = [_label(row, several=several and stacked) for row in rows]
     if several and not stacked:
@@ -444,7 +464,7 @@ def _line(label: Text, cells: Sequence[str], widths: Sequence[int], indent: int,
     return line
 
 
-def experiment_note(results: Sequence[Mapping[str, Any]], *, failed: Mapping[str, str] | None = None) -> str:
+def experiment_note(results: Sequence[RunRecord], *, failed: Mapping[str, str] | None = None) -> str:
     """The table and the sentences as Markdown, for the page of an experiment in MLflow."""
     sentences = "\n".join(f"* {line}" for line in sentence(results, full=True).splitlines())
     return f"{table_markdown(results, failed=failed)}\n{sentences}\n\n{legend(results)}\n"

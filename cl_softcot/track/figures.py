@@ -17,14 +17,16 @@ from matplotlib.patches import Rectangle
 
 from cl_softcot.files import atomic_write_bytes
 from cl_softcot.results.colors import COLORS, palette
+from cl_softcot.results.folder import ExperimentFolder
 from cl_softcot.results.headline import drift_title, numbers
-from cl_softcot.results.reading import by_method, is_trained
+from cl_softcot.results.reading import by_method
+from cl_softcot.results.record import RunRecord
 
 FAINT = "#9A9A9A"
 MARKERS = "osD^vPXp*<>hdH8"
 
 
-def draw_run(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
+def draw_run(result: RunRecord, folder: str | Path) -> list[Path]:
     """The figures of one run: the accuracy matrix, accuracy and drift over the experiences.
 
     Returns:
@@ -32,14 +34,14 @@ def draw_run(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     drawn = [(folder / "accuracy_matrix.png", accuracy_matrix(result)), (folder / "accuracy.png", accuracy(result))]
-    if any((result.get("drift") or {}).get("as_used") or []):
+    if any(result.drift.as_used):
         drawn.append((folder / "drift.png", drift(result)))
     return [save(figure, path) for path, figure in drawn]
 
 
-def draw_experiment(results: Sequence[Mapping[str, Any]], folder: str | Path) -> list[Path]:
+def draw_experiment(results: Sequence[RunRecord], folder: str | Path) -> list[Path]:
     """The figure of an experiment, in which its methods are compared."""
-    return [save(comparison(results), Path(folder) / "comparison.png")] if results else []
+    return [save(comparison(results), ExperimentFolder(Path(folder)).comparison)] if results else []
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -50,28 +52,27 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _title(result: Mapping[str, Any]) -> str:
-    order = result.get("order", "given")
-    return f"{result['method']}, seed {result.get('seed', 0)}" + ("" if order == "given" else f", order {order}")
+def _title(result: RunRecord) -> str:
+    return f"{result.method}, seed {result.seed}" + ("" if result.order == "given" else f", order {result.order}")
 
 
-def _steps(result: Mapping[str, Any], rows: int) -> list[str]:
-    return ["base", *(f"{i}: {name}" for i, name in enumerate(result["tasks"], start=1))][:rows]
+def _steps(result: RunRecord, rows: int) -> list[str]:
+    return ["base", *(f"{i}: {name}" for i, name in enumerate(result.tasks, start=1))][:rows]
 
 
 # --- one run ---------------------------------------------------------------------------------------------
 
 
-def accuracy_matrix(result: Mapping[str, Any]) -> Figure:
+def accuracy_matrix(result: RunRecord) -> Figure:
     """R as a heat map: row i after experience i, column j task j, with the half-width of the interval below.
 
     A frame marks each task's own turn; below and left of it stands what became of it later.
     """
-    tasks, scores = result["tasks"], result["accuracy"]["matrix"]
-    intervals = result["accuracy"].get("intervals")
+    tasks, scores = result.tasks, result.accuracy.matrix
+    intervals = result.accuracy.intervals
     names = ["base (zero-shot CoT)", *(f"after {i}: {name}" for i, name in enumerate(tasks, start=1))][: len(scores)]
     table = [list(map(_nan, row)) for row in scores]
-    untrained = result["accuracy"].get("untrained")
+    untrained = result.accuracy.untrained
     extra = 1 if untrained and any(x is not None for x in untrained) else 0
     if extra:
         names.insert(1, "base (as this method thinks)")
@@ -99,10 +100,10 @@ def accuracy_matrix(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def accuracy(result: Mapping[str, Any]) -> Figure:
+def accuracy(result: RunRecord) -> Figure:
     """Accuracy per task and retention of the base's abilities over the experiences, with intervals."""
-    tasks, scores = result["tasks"], np.array([list(map(_nan, r)) for r in result["accuracy"]["matrix"]])
-    intervals = result["accuracy"].get("intervals")
+    tasks, scores = result.tasks, np.array([list(map(_nan, r)) for r in result.accuracy.matrix])
+    intervals = result.accuracy.intervals
     steps = _steps(result, len(scores))
     figure = Figure(figsize=(2.5 + 1.5 * len(steps), 4.2), layout="constrained")
     axes = figure.subplots()
@@ -117,8 +118,7 @@ def accuracy(result: Mapping[str, Any]) -> Figure:
     for key, style, label in (
         ("all", "-", "retention"), ("same_family", "--", "retention, same family"), ("unrelated", ":", "retention, unrelated"),
     ):  # fmt: skip
-        rows = (result.get("retention") or {}).get("as_used") or []
-        values = [_nan((row or {}).get(key)) for row in rows]
+        values = [_nan(getattr(row, key) if row else None) for row in result.retention.as_used]
         if not np.all(np.isnan(values)):
             axes.plot(range(len(values)), values, "k" + style, linewidth=1.6, label=label)
     _experience_axis(axes, steps)
@@ -129,10 +129,9 @@ def accuracy(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def drift(result: Mapping[str, Any]) -> Figure:
+def drift(result: RunRecord) -> Figure:
     """KL divergence from the base over the experiences, both directions, as used and with weights alone."""
-    views = result.get("drift") or {}
-    as_used, alone = views.get("as_used") or [], views.get("weights_alone") or []
+    as_used, alone = result.drift.as_used, result.drift.weights_alone
     steps = _steps(result, max(len(as_used), len(alone)))
     keys = dict.fromkeys(key for row in [*as_used, *alone] for key in (row or {}))
     sets = list(dict.fromkeys(key.split("/", 1)[1] for key in keys if "kl/" in key))
@@ -162,15 +161,15 @@ def drift(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _color_index(result: Mapping[str, Any], name: str, fallback: int) -> int:
+def _color_index(result: RunRecord, name: str, fallback: int) -> int:
     """A task has one colour in all figures of a run."""
-    return (result["tasks"].index(name) if name in result["tasks"] else fallback) % len(COLORS)
+    return (result.tasks.index(name) if name in result.tasks else fallback) % len(COLORS)
 
 
 # --- an experiment ---------------------------------------------------------------------------------------
 
 
-def comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
+def comparison(results: Sequence[RunRecord]) -> Figure:
     """All methods at the end: what they can do now against what is left of the base, and against the drift.
 
     Crosses are 95 % intervals over test examples for one run, standard deviations for several; small dots are
@@ -181,7 +180,7 @@ def comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(12.5, max(4.8, 1.2 + 0.27 * len(groups))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for k, (method, runs) in enumerate(groups.items()):
-        marker = MARKERS[k % len(MARKERS)] if any(map(is_trained, runs)) else "s"
+        marker = MARKERS[k % len(MARKERS)] if any(run.trained for run in runs) else "s"
         style = {"color": colors[method], "marker": marker, "markersize": 8, "linestyle": "none", "elinewidth": 1, "alpha": 0.9}
         rows = [numbers(run) for run in runs]
         for axes, key in ((left, "accuracy"), (right, "drift")):
@@ -207,33 +206,34 @@ def comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(alpha=0.25)
     handles, labels = left.get_legend_handles_labels()
     right.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    streams = {" > ".join(result["tasks"]) for result in results}
+    streams = {" > ".join(result.tasks) for result in results}
     when = f"after {streams.pop()}" if len(streams) == 1 else "at the end of the stream"
-    figure.suptitle(f"{results[0].get('experiment', '')}: methods compared {when}", fontsize=11)
+    figure.suptitle(f"{results[0].experiment}: methods compared {when}", fontsize=11)
     return figure
 
 
-def numbers_of_base(result: Mapping[str, Any]) -> tuple[float, float] | None:
+def numbers_of_base(result: RunRecord) -> tuple[float, float] | None:
     """(average accuracy, retention) of the base in zero-shot CoT, from row 0; None without retention."""
-    rows = (result.get("retention") or {}).get("as_used") or [{}]
-    kept = (rows[0] or {}).get("all")
-    return None if kept is None else (float(np.mean(result["accuracy"]["matrix"][0])), float(kept))
+    row = result.retention_row("as_used", 0)
+    kept = row.all if row else None
+    return None if kept is None else (float(np.mean(result.accuracy.matrix[0])), float(kept))
 
 
 def _legend(method: str, runs: Sequence[Any]) -> str:
     return method if len(runs) == 1 else f"{method} (n = {len(runs)})"
 
 
-def _error(runs: Sequence[Mapping[str, Any]], values: np.ndarray, key: str) -> list[list[float]] | None:
+def _error(runs: Sequence[RunRecord], values: np.ndarray, key: str) -> list[list[float]] | None:
     """Distances below and above the mean, in matplotlib's shape [2, 1]; None where nothing is known."""
     if len(runs) > 1:
         deviation = float(np.nanstd(values, ddof=1))
         return [[deviation], [deviation]]
     run = runs[0]
     if key == "accuracy":
-        interval = (run.get("summary") or {}).get("acc_interval")
+        interval = run.summary.get("acc_interval")
     elif key == "retention":
-        interval = (((run.get("retention") or {}).get("as_used") or [{}])[-1] or {}).get("all_interval")
+        row = run.retention_row("as_used", -1)
+        interval = row.all_interval if row else None
     else:
         interval = None
     if not interval or None in interval:
@@ -244,7 +244,7 @@ def _error(runs: Sequence[Mapping[str, Any]], values: np.ndarray, key: str) -> l
 # --- small helpers ---------------------------------------------------------------------------------------
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+def _column(rows: Sequence[Mapping[str, float | None]], key: str) -> np.ndarray:
     return np.array([_nan(row[key]) for row in rows])
 
 

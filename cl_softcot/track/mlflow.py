@@ -22,6 +22,7 @@ from urllib.parse import quote
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, read_json, sha256_of
 from cl_softcot.results.events import read_events
+from cl_softcot.results.folder import RunFolder
 from cl_softcot.track.store import (
     SendingFailed,
     check_alive,
@@ -36,7 +37,6 @@ from cl_softcot.track.store import (
     store_lock,
 )
 
-POSITION_FILE = "mlflow.json"
 BATCH = 500  # MLflow takes 1000 metrics a call; half of that stays far below its limit of 1 MB
 # Views of an experiment's runs, kept in tags of the experiment, which a link can name (they are MLflow's own
 # "share" links). By itself MLflow shows ten runs, the newest first, and no seeds together.
@@ -84,7 +84,7 @@ def sync(run_folder: str | Path, uri: str | None = None, experiment: str | None 
         return Sent(False, f"{folder} has no event log, so there is nothing to send")
     try:
         uri = uri or default_uri()
-        with file_lock(folder / ".mlflow.lock"):  # a person may send while the run itself does
+        with file_lock(RunFolder(folder).sending):  # a person may send while the run itself does
             check_alive(uri)
             with store_lock(uri):
                 return _Sending(folder, uri, events, experiment).run()
@@ -269,13 +269,13 @@ class _Sending:
         return ""
 
     def _save(self) -> None:
-        atomic_write_json(self.folder / POSITION_FILE, self.positions)
+        atomic_write_json(RunFolder(self.folder).sent, self.positions)
 
 
 def _read_positions(folder: Path) -> dict[str, dict[str, Any]]:
     """A damaged or missing position file only means that the store is asked what it has."""
     try:
-        positions = read_json(folder / POSITION_FILE)
+        positions = read_json(RunFolder(folder).sent)
     except UserError:
         return {}
     return positions if isinstance(positions, dict) and all(isinstance(v, dict) for v in positions.values()) else {}

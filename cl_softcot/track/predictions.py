@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_jsonl
+from cl_softcot.results.folder import RunFolder
+from cl_softcot.results.record import RunRecord
 
 PER_TASK = 30
-PAGE, TABLE = "predictions.html", "predictions.json"
+TABLE = RunFolder(Path()).predictions_table.name
 # MLflow lists a table under "Evaluation" if this tag says that there is one
 TABLE_TAGS = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
 _COLUMNS = ("task", "question", "right answer", "base wrote", "base", "model wrote", "model")
@@ -22,7 +24,7 @@ overflow-wrap:anywhere}th{position:sticky;top:0;background:#fff}.right{backgroun
 small{color:#666}col.q{width:32%}col.a{width:8%}"""
 
 
-def write_predictions(run_folder: str | Path, result: Mapping[str, Any]) -> list[Path]:
+def write_predictions(run_folder: str | Path, result: RunRecord) -> list[Path]:
     """Writes `predictions.html` and `predictions.json` into the run folder, from its `predictions/`.
 
     Each has the first examples of every task and retention family, with the text written before the first
@@ -32,7 +34,7 @@ def write_predictions(run_folder: str | Path, result: Mapping[str, Any]) -> list
         The files; [] if there are no predictions.
     """
     folder = Path(run_folder)
-    last = len(result["tasks"])
+    last = len(result.tasks)
     before, after = _read(folder, 0), _read(folder, last)
     if not after:
         return []
@@ -40,14 +42,15 @@ def write_predictions(run_folder: str | Path, result: Mapping[str, Any]) -> list
     for key, new in after.items():
         groups.setdefault(key[:2], []).append((before.get(key, {}), new))
     chosen = {key: sorted(pairs[:PER_TASK], key=_lost_first) for key, pairs in groups.items()}
-    atomic_write_text(folder / PAGE, _page(result, groups, chosen))
+    page, table = RunFolder(folder).predictions_page, RunFolder(folder).predictions_table
+    atomic_write_text(page, _page(result, groups, chosen))
     rows = [_row(_label(*key), old, new) for key, pairs in chosen.items() for old, new in pairs]
-    atomic_write_json(folder / TABLE, {"columns": list(_COLUMNS), "data": rows})
-    return [folder / PAGE, folder / TABLE]
+    atomic_write_json(table, {"columns": list(_COLUMNS), "data": rows})
+    return [page, table]
 
 
 def _read(folder: Path, row: int) -> dict[tuple[str, str, str], dict[str, Any]]:
-    lines = read_jsonl(folder / "predictions" / f"row_{row}.jsonl", missing_ok=True)
+    lines = read_jsonl(RunFolder(folder).answers(row), missing_ok=True)
     return {(str(line.get("set", "task")), line["task"], str(line["id"])): line for line in lines}
 
 
@@ -68,12 +71,12 @@ def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]
     ]  # fmt: skip
 
 
-def _page(result: Mapping[str, Any], groups: Mapping[Any, Any], chosen: Mapping[Any, Any]) -> str:
-    title = f"{result['method']}, seed {result.get('seed', 0)}: what it wrote before and after the stream"
+def _page(result: RunRecord, groups: Mapping[Any, Any], chosen: Mapping[Any, Any]) -> str:
+    title = f"{result.method}, seed {result.seed}: what it wrote before and after the stream"
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1 style='font-size:18px'>{html.escape(title)}</h1>",
-        f"<small>Stream: {html.escape(' > '.join(result['tasks']))}. The first {PER_TASK} examples of each set; "
+        f"<small>Stream: {html.escape(' > '.join(result.tasks))}. The first {PER_TASK} examples of each set; "
         "among them, right answers that were lost come first.</small>",
     ]
     for (kind, name), pairs in chosen.items():

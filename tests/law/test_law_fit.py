@@ -13,6 +13,7 @@ from cl_softcot.files import atomic_write_json
 from cl_softcot.law import __main__ as command
 from cl_softcot.law.fit import accuracy_matched, fit_law, law_table, monotone, quadratic, r_squared, spearman
 from cl_softcot.law.points import Point, family_of, moved, points_from, points_of
+from cl_softcot.results.record import RunRecord
 
 
 def point(run="r", method="m", kl=1.0, forgetting=0.0, **fields):
@@ -245,7 +246,7 @@ def result(method="lora_cot", seed=0, **changes):
     """Two tasks; numbers that are easy to follow."""
     rows = [{"all": 1.0}, {"all": 0.9}, {"all": 0.6}]
     drift = [{"forward_kl/a": 0.0}, {"forward_kl/a": 0.2, "reverse_kl/a": 0.1, "forward_kl/general": 0.3}, {"forward_kl/b": 0.5}]
-    return {
+    data = {
         "experiment": "e", "method": method, "order": "given", "seed": seed, "tasks": ["a", "b"],
         "strategy": {"name": "lora"}, "per_task": None, "cost": {"trained_parameters": 5},
         "accuracy": {"matrix": [[0.3, 0.4], [0.8, 0.5], [0.7, 0.9]]},
@@ -253,6 +254,7 @@ def result(method="lora_cot", seed=0, **changes):
         "drift": {"as_used": drift, "weights_alone": [{}, {"forward_kl/a": 0.0, "reverse_kl/a": 0.0}, {"forward_kl/b": 0.0}]},
         **changes,
     }  # fmt: skip
+    return RunRecord.model_validate(data)
 
 
 def test_points_of_a_run():
@@ -284,7 +286,7 @@ def folder_of(tmp_path, n=6):
         drift = [{}, {"forward_kl/a": 0.1 * (seed + 1)}, {"forward_kl/b": 0.2 * (seed + 1)}]
         kept = [{"all": 1.0}, {"all": 1 - 0.05 * (seed + 1)}, {"all": 1 - 0.1 * (seed + 1)}]
         run = result(("lora_cot", "full_cot")[seed % 2], seed, drift={"as_used": drift}, retention={"as_used": kept})
-        atomic_write_json(tmp_path / "runs" / f"r{seed}" / "result.json", run)
+        atomic_write_json(tmp_path / "runs" / f"r{seed}" / "result.json", run.as_dict())
     (tmp_path / "runs" / "unfinished").mkdir()
     (tmp_path / "runs" / "unfinished" / "events.jsonl").touch()
     return tmp_path

@@ -8,6 +8,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.metrics import describe
 from cl_softcot.metrics.flips import flips_of_run, sample_flips
 from cl_softcot.metrics.intransigence import against_reference, intransigence
+from cl_softcot.results.record import RunRecord
 
 GOLDEN = [[0.3, 0.2, 0.2, 0.2], [0.6, 0.2, 0.1, 0.05], [0.8, 0.75, 0.15, 0.05], [0.76, 0.6, 0.7, 0.1], [0.7, 0.62, 0.78, 0.65]]
 
@@ -97,7 +98,7 @@ def test_intransigence_against_reference_accuracies():
 
 def run(matrix, tasks=("a", "b"), reference=None, n=(10, 10), split="test"):
     accuracy = {"matrix": matrix, "n": list(n)}
-    return {"method": reference or "m", "reference": reference, "tasks": list(tasks), "accuracy": accuracy, "split": split}
+    return RunRecord(method=reference or "m", reference=reference, tasks=list(tasks), accuracy=accuracy, split=split)
 
 
 METHOD = run([[0.1, 0.2], [0.6, 0.3], [0.5, 0.4]])

@@ -1,4 +1,4 @@
-"""Retention by group, its change, and what answers cost."""
+"""Retention by group, and what answers cost."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from cl_softcot.metrics.cost import cost_per_answer, count_parameters, peak_memory_mb
 from cl_softcot.metrics.intervals import bootstrap_interval
-from cl_softcot.metrics.retention import groups, retention, retention_change
+from cl_softcot.metrics.retention import groups, retention
 
 
 def outcomes(right, n):
@@ -63,22 +63,6 @@ def test_a_group_without_families_is_none_and_not_zero():
         retention({}, ["graph"])
     with pytest.raises(ValueError):
         retention({"graph": []}, ["graph"])
-
-
-def test_change_is_paired_and_by_group():
-    change = retention_change(BEFORE, AFTER, STREAM)
-    assert change["same_family"]["change"] == pytest.approx((-0.4 - 0.7) / 2)
-    assert change["unrelated"]["change"] == pytest.approx(-0.06 / 2)
-    assert change["all"]["change"] == pytest.approx((-0.4 - 0.7 - 0.06) / 4)
-    assert change["same_family"]["shown"]
-    low, high = change["unrelated"]["interval"]
-    assert low < -0.03 < high
-    assert json.loads(json.dumps(change)) == change
-    same = retention_change(BEFORE, BEFORE, STREAM)
-    assert same["all"]["change"] == 0.0 and not same["all"]["shown"]
-    assert retention_change({"graph": [1]}, {"graph": [1]}, STREAM)["unrelated"] is None
-    with pytest.raises(ValueError, match="facts"):
-        retention_change({k: v for k, v in BEFORE.items() if k != "facts"}, AFTER, STREAM)
 
 
 def test_cost_is_a_mean_over_answers():

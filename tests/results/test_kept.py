@@ -14,9 +14,10 @@ from cl_softcot.errors import UserError
 from cl_softcot.law.points import points_from
 from cl_softcot.results import kept
 from cl_softcot.results.events import read_events
+from cl_softcot.results.folder import PACKED, PACKED_SWEEP
 from cl_softcot.results.keeping import keep, keep_sweep, main, unpack, write_lines
 from cl_softcot.results.outcomes import scores_of_run
-from cl_softcot.results.reading import FOLDER, load_results
+from cl_softcot.results.reading import load_results
 from cl_softcot.results.reading import run_folders as folders_of
 from cl_softcot.track.conclusion import read_outcomes, sentence
 from cl_softcot.track.console import table_text
@@ -56,22 +57,22 @@ def test_unpacked_it_is_what_it_was(study, packed, tmp_path):
         assert (again / "runs" / run.name / "result.json").read_bytes() == (run / "result.json").read_bytes()
         assert kept.outcomes(again / "runs" / run.name) == kept.outcomes(run) is not None
     assert (again / "config.yaml").read_bytes() == (study / "config.yaml").read_bytes()
-    assert (keep(again, tmp_path / "twice") / kept.RUNS).read_bytes() == (packed / kept.RUNS).read_bytes()
+    assert (keep(again, tmp_path / "twice") / PACKED).read_bytes() == (packed / PACKED).read_bytes()
     with pytest.raises(UserError, match="not empty"):
         unpack(packed, again)
 
 
 def test_packed_runs_are_read_like_run_folders(study, packed):
     there, here = load_results(study), load_results(packed)
-    names = lambda results: [{**result, FOLDER: result[FOLDER].rsplit("/", 1)[-1]} for result in results]  # noqa: E731
+    names = lambda results: [(result.folder.name, result.as_dict()) for result in results]  # noqa: E731
     assert names(here) == names(there) and len(here) > 10
     assert points_from(packed) == points_from(study)
     assert table_text(here) == table_text(there) and sentence(here) == sentence(there)
     for run in folders_of(packed):
         assert not run.exists() and kept.result_sha256(run) == kept.result_sha256(study / "runs" / run.name)
-        assert scores_of_run(run) == scores_of_run(study / "runs" / run.name)
+        assert scores_of_run(kept.record(run)) == scores_of_run(kept.record(study / "runs" / run.name)) != {}
         assert read_outcomes(run, 1) == read_outcomes(study / "runs" / run.name, 1) != {}
-        assert load_results(run)[0]["method"] == run.name.split(".")[0]
+        assert load_results(run)[0].method == run.name.split(".")[0]
     assert folders_of(packed.parent) == folders_of(packed)  # a folder of kept studies
     assert kept.answers(folders_of(packed)[0], 99) is None
 
@@ -81,12 +82,12 @@ def test_a_run_folder_on_disk_comes_first(packed):
     kept_result = kept.result(packed / "runs" / name)
     (packed / "runs" / name).mkdir(parents=True)
     (packed / "runs" / name / "result.json").write_text(json.dumps({**kept_result, "split": "valid"}))
-    assert [r["split"] for r in load_results(packed)].count("valid") == 1
+    assert [r.split for r in load_results(packed)].count("valid") == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"no json\n"), gzip.compress(b'{"kept": 2}\n'), "cut"])
 def test_a_damaged_file_is_told(packed, damage):
-    path = packed / kept.RUNS
+    path = packed / PACKED
     path.write_bytes(path.read_bytes()[:-30] if damage == "cut" else damage)
     with pytest.raises(UserError, match=r"runs\.jsonl\.gz"):
         load_results(packed)
@@ -106,7 +107,7 @@ def test_a_sweep_and_its_page_without_pictures(tmp_path):
         "a/trials/0/trial.json": {"number": 0, "values": {"x": 0.1}},
         "a/winner.json": {"winners": []},
     }
-    assert kept.read_lines(place / kept.SWEEP)[-1] == {"file": "report.html", "text": "<p></p><td>0.1</td>"}
+    assert kept.read_lines(place / PACKED_SWEEP)[-1] == {"file": "report.html", "text": "<p></p><td>0.1</td>"}
     again = unpack(place, tmp_path / "again")
     assert json.loads((again / "a" / "winner.json").read_text()) == {"winners": []}
     assert (again / "report.html").read_text() == "<p></p><td>0.1</td>"
@@ -216,9 +217,9 @@ def test_runs_of_other_settings_are_not_taken(half, tmp_path):
 def test_kept_runs_on_other_data_are_refused(half, tmp_path):
     """The files of a task may change under the same name: settings cannot tell, the record of the base does."""
     place = shutil.copytree(half, tmp_path / "kept")
-    head, *lines = kept.read_lines(place / kept.RUNS)
+    head, *lines = kept.read_lines(place / PACKED)
     head["base"] = {**head["base"], "task first": "0" * 64}
-    write_lines(place / kept.RUNS, [head, *lines])
+    write_lines(place / PACKED, [head, *lines])
     ended = start(write(tmp_path, small(*METHODS)), "output_dir=out", "--kept", str(place), cwd=tmp_path)
     assert ended.status == 2 and "other data" in ended.text and "task first" in ended.text
 

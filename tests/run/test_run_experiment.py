@@ -28,7 +28,7 @@ def test_it_gives_the_numbers_of_the_command_and_shows_nothing(tmp_path, capfd):
     found = run_experiment(
         config, folder=tmp_path / "out", on_row=lambda spec, i, _: rows.append((spec.key, i)), tags={"sweep": "s", "trial": 7}
     )
-    assert [r["method"] for r in found] == ["softcot", "lora_nearest"]
+    assert [r.method for r in found] == ["softcot", "lora_nearest"]
     assert rows == [(f"{m}.given.seed0", i) for m in ("softcot", "lora_nearest") for i in range(3)]
     assert_same_numbers(tmp_path / "out", finished(), ["softcot", "lora_nearest"])
     assert capfd.readouterr().out == ""
@@ -45,18 +45,18 @@ def test_long_streams_can_be_measured_in_part(tmp_path):
     answered = []
     for i in range(5):
         rows = read_jsonl(run_folders(tmp_path / "part")["softcot"] / "predictions" / f"row_{i}.jsonl")
-        answered.append([sum(p["task"] == task for p in rows) for task in (*part["tasks"], "kept")])
+        answered.append([sum(p["task"] == task for p in rows) for task in (*part.tasks, "kept")])
     assert answered == [[8, 8, 8, 8, 6], [8, 8, 3, 3, 0], [3, 8, 8, 3, 0], [3, 3, 8, 8, 6], [8, 8, 8, 8, 6]]
-    for i, row in enumerate(whole["accuracy"]["matrix"]):
+    for i, row in enumerate(whole.accuracy.matrix):
         for j, value in enumerate(row):
-            assert answered[i][j] < 8 or part["accuracy"]["matrix"][i][j] == value
+            assert answered[i][j] < 8 or part.accuracy.matrix[i][j] == value
     for i in (0, 3, 4):
-        assert part["retention"]["as_used"][i] == whole["retention"]["as_used"][i]
-        assert part["drift"]["as_used"][i] == whole["drift"]["as_used"][i] != {}
-    assert [part["retention"]["weights_alone"][i] for i in (1, 2)] == [None, None]
-    assert [part["drift"]["weights_alone"][i] for i in (1, 2)] == [{}, {}]
+        assert part.retention.as_used[i] == whole.retention.as_used[i]
+        assert part.drift.as_used[i] == whole.drift.as_used[i] != {}
+    assert [part.retention.weights_alone[i] for i in (1, 2)] == [None, None]
+    assert [part.drift.weights_alone[i] for i in (1, 2)] == [{}, {}]
     for name in ("acc", "bwt/gem", "fwt/gem", "learning_accuracy"):
-        assert part["summary"][name] == whole["summary"][name]
+        assert part.summary[name] == whole.summary[name]
 
 
 def test_partial_results_grow_by_a_row(tmp_path):
@@ -64,9 +64,9 @@ def test_partial_results_grow_by_a_row(tmp_path):
     config = config_of(tmp_path, "softcot")
     [result] = run_experiment(config, folder=tmp_path / "out", on_row=lambda _, i, partial: partials.append(partial))
     for i, partial in enumerate(partials):
-        assert partial["accuracy"]["matrix"] == result["accuracy"]["matrix"][: i + 1]
-        assert partial["drift"]["as_used"] == result["drift"]["as_used"][: i + 1]
-        assert partial["retention"]["as_used"] == result["retention"]["as_used"][: i + 1]
+        assert partial.accuracy.matrix == result.accuracy.matrix[: i + 1]
+        assert partial.drift.as_used == result.drift.as_used[: i + 1]
+        assert partial.retention.as_used == result.retention.as_used[: i + 1]
 
 
 def test_again_nothing_is_done_and_the_results_are_there(tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_a_stopped_run_keeps_its_state_and_goes_on(tmp_path):
             raise StopRun("pruned")
 
     found = run_experiment(config, folder=out, on_row=stop)
-    assert [r["method"] for r in found] == ["lora_replay"]
+    assert [r.method for r in found] == ["lora_replay"]
     folder = run_folders(out)["softcot"]
     assert status_of(folder) == "KILLED" and (folder / "rows" / "row_1.json").exists()
     assert not (folder / "result.json").exists() and not (folder / "error.txt").exists()
@@ -137,4 +137,4 @@ def test_mistakes_are_raised(tmp_path):
     with pytest.raises(UserError, match="other settings"):
         run_experiment(other, folder=out)
     [result] = run_experiment(other, folder=out, restart=True)
-    assert result["cost"]["optimiser_steps"] == 8
+    assert result.cost.optimiser_steps == 8

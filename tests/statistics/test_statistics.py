@@ -10,6 +10,7 @@ from scipy import stats
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.intervals import interquartile_mean
 from cl_softcot.results.outcomes import scores_of_run
+from cl_softcot.results.record import RunRecord
 from cl_softcot.statistics.aggregate import aggregate, performance_profile, probability_of_improvement
 from cl_softcot.statistics.many import benjamini_hochberg, compare, holm
 from cl_softcot.statistics.paired import Unit, paired_difference
@@ -302,8 +303,6 @@ def test_false_claims_stay_rare_where_nothing_differs():
 
 
 def test_scores_are_read_from_a_runs_folder(tmp_path):
-    with pytest.raises(UserError, match="not finished"):
-        scores_of_run(tmp_path)
     (tmp_path / "predictions").mkdir()
     lines = [
         {"set": "task", "task": "t", "id": "t/test/0", "outcome": "right", "meta": {"cluster": "p1"}},
@@ -313,7 +312,11 @@ def test_scores_are_read_from_a_runs_folder(tmp_path):
     for row in (0, 1):
         text = "".join(json.dumps(line) + "\n" for line in lines[row:])
         (tmp_path / "predictions" / f"row_{row}.jsonl").write_text(text)
-    (tmp_path / "result.json").write_text(json.dumps({"seed": 3, "order": "given", "accuracy": {"matrix": [[0], [0]]}}))
+    record = RunRecord(method="m", seed=3, accuracy={"matrix": [[0], [0]]}, folder=tmp_path)
     run = (3, "given")
-    assert scores_of_run(tmp_path, 0) == {Unit(run, "t", "t/test/0", "p1"): 1.0, Unit(run, "t", "t/test/1"): 0.0}
-    assert scores_of_run(tmp_path) == {Unit(run, "t", "t/test/1"): 0.0}
+    assert scores_of_run(record, 0) == {Unit(run, "t", "t/test/0", "p1"): 1.0, Unit(run, "t", "t/test/1"): 0.0}
+    assert scores_of_run(record) == {Unit(run, "t", "t/test/1"): 0.0}
+    assert scores_of_run(record, kind="retention") == {Unit(run, "u", "u/test/0"): 1.0}
+    assert scores_of_run(record.in_folder(tmp_path / "elsewhere")) is None
+    with pytest.raises(UserError, match="load_results"):
+        scores_of_run(RunRecord(method="m", accuracy={"matrix": [[0], [0]]}))

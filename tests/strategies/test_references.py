@@ -6,6 +6,7 @@ from run_fakes import finished, local_task, result, run_folders, small, start, w
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
 from cl_softcot.metrics.intransigence import against_reference
+from cl_softcot.results.record import read_record
 from strategies.joint import Joint
 from strategies.lora import Lora
 
@@ -65,9 +66,10 @@ def test_references_are_marked_and_methods_are_measured_against_them(ran):
     assert [runs[kind]["reference"] for kind in ("plain", "single_task", "joint")] == [None, "single_task", "joint"]
     plain, single, joint = (runs[kind]["accuracy"]["matrix"] for kind in ("plain", "single_task", "joint"))
     wanted = sum(single[j + 1][j] - plain[j + 1][j] for j in (0, 1)) / 2
-    assert against_reference(runs["plain"], runs["single_task"]) == {"intransigence/single_task": pytest.approx(wanted)}
+    records = {kind: read_record(runs[kind]) for kind in ("plain", "single_task", "joint")}
+    assert against_reference(records["plain"], records["single_task"]) == {"intransigence/single_task": pytest.approx(wanted)}
     wanted = sum(joint[2][j] - plain[j + 1][j] for j in (0, 1)) / 2
-    assert against_reference(runs["plain"], runs["joint"]) == {"intransigence/joint": pytest.approx(wanted)}
+    assert against_reference(records["plain"], records["joint"]) == {"intransigence/joint": pytest.approx(wanted)}
 
 
 def test_flips_of_a_run_are_those_of_its_predictions():

@@ -10,7 +10,7 @@ import torch
 from model_fakes import chat_model, examples, gpt2_model, parts_of, words_model
 
 from cl_softcot import registry
-from cl_softcot.answering.per_task import NearestRouter, OracleRouter, PerTaskPolicy, TaskBank, make_router, routing_accuracy
+from cl_softcot.answering.per_task import NearestRouter, OracleRouter, PerTaskPolicy, TaskBank, make_router
 from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.errors import UserError
 from cl_softcot.reasoning.coconut import Coconut
@@ -365,11 +365,11 @@ def test_nearest_finds_the_task_and_leaves_strangers_to_the_base(tmp_path, assis
     fresh = [*separable(50, "abc", "left", 2), *separable(50, "nop", "right", 3)]
     relabelled = [dataclasses.replace(e, task="?") for e in fresh]
     assert router.routes(relabelled) == router.routes(fresh)  # nobody tells it
-    assert routing_accuracy(router, fresh, ["left", "right"]) > 0.85
+    assert sum(route == e.task for route, e in zip(router.routes(fresh), fresh, strict=True)) > 0.85 * len(fresh)
     strangers = separable(50, "ghij", "other", 4)
     assert router.routes(strangers).count(None) > 20
     own = router.routes(train_sets["left"])
-    assert 0.97 <= own.count("left") / len(own) <= 1.0 and routing_accuracy(router, [], ["left"]) is None
+    assert 0.97 <= own.count("left") / len(own) <= 1.0
     again = NearestRouter(parts.states)
     again.load(router.tensors())
     assert again.routes(fresh) == router.routes(fresh)

@@ -11,6 +11,7 @@ from sweep_fakes import RATE, experiment, sweep, write
 
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
+from cl_softcot.results.record import PartialRecord, RunRecord
 from cl_softcot.run.api import run_experiment
 from cl_softcot.sweep import objectives
 from cl_softcot.sweep.__main__ import main
@@ -313,19 +314,23 @@ def test_the_names_are_those_that_a_result_holds(tmp_path, data):
     names = objectives.names(config)
     for name in names:
         objectives.value(held, name)  # raises for a name that a result does not hold
-    assert {f"summary.{k}" for k, v in held["summary"].items() if isinstance(v, float)} <= {*names}
-    assert {f"cost.{k}" for k, v in held["cost"].items() if isinstance(v, int | float)} == {f"cost.{n}" for n in objectives.COSTS}
-    kls = {f"drift.as_used.{k}" for k in held["drift"]["as_used"][-1] if k.startswith(("forward_kl/", "reverse_kl/"))}
+    assert {f"summary.{k}" for k, v in held.summary.items() if isinstance(v, float)} <= {*names}
+    assert {f"cost.{k}" for k, v in held.cost.as_dict().items() if isinstance(v, int | float)} == {
+        f"cost.{n}" for n in objectives.COSTS
+    }
+    kls = {f"drift.as_used.{k}" for k in held.drift.as_used[-1] if k.startswith(("forward_kl/", "reverse_kl/"))}
     assert kls == {n for n in names if n.startswith("drift.as_used")}
-    assert "retention.as_used.unrelated" in names and held["retention"]["as_used"][-1]
+    assert "retention.as_used.unrelated" in names and held.retention.as_used[-1]
 
 
-RESULT = {
+DATA: dict = {
+    "method": "m", "tasks": ["a"], "accuracy": {"matrix": [[0.1], [0.5]]},
     "summary": {"acc": 0.5, "acc_interval": [0.4, 0.6], "bwt/gem": None},
     "retention": {"as_used": [{"all": 1.0}, {"all": 0.25, "families": {"words": 0.5}}]},
     "drift": {"as_used": [{"forward_kl/general": 0.0}, {"forward_kl/general": 2.0}]},
     "cost": {"trained_parameters": 12},
-}
+}  # fmt: skip
+RESULT = RunRecord.model_validate(DATA)
 
 
 def test_the_last_row_counts():
@@ -339,7 +344,7 @@ def test_the_last_row_counts():
 
 
 def test_a_trial_is_judged_by_the_mean_over_its_runs():
-    other = {**RESULT, "summary": {"acc": 0.7}}
+    other = RunRecord.model_validate({**DATA, "summary": {"acc": 0.7}})
     assert objectives.mean_value([RESULT, other], "summary.acc") == pytest.approx(0.6)
     with pytest.raises(UserError, match="not defined"):
         objectives.mean_value([RESULT], "summary.bwt/gem")
@@ -350,11 +355,13 @@ def test_a_trial_is_judged_by_the_mean_over_its_runs():
 
 def test_values_so_far_are_over_the_tasks_learned_so_far():
     matrix = [[0.1, 0.2, 0.3], [0.8, 0.0, 0.0], [0.4, 0.6, 0.0]]
-    partial = {"accuracy": {"matrix": matrix}, "retention": {"as_used": [{"all": 1.0}, {"all": 0.9}, {"all": 0.7}]}}
+    rows = [{"all": 1.0}, {"all": 0.9}, {"all": 0.7}]
+    partial = PartialRecord.model_validate({"accuracy": {"matrix": matrix}, "retention": {"as_used": rows}})
+    early = [PartialRecord.model_validate({"accuracy": {"matrix": matrix[:n]}}) for n in (1, 2)]
     assert objectives.so_far(partial, "summary.acc") == pytest.approx((0.4 + 0.6) / 2)
     assert objectives.so_far(partial, "summary.learning_accuracy") == pytest.approx((0.8 + 0.6) / 2)
-    assert objectives.so_far({"accuracy": {"matrix": matrix[:2]}}, "summary.acc") == pytest.approx(0.8)
-    assert objectives.so_far({"accuracy": {"matrix": matrix[:1]}}, "summary.acc") is None
+    assert objectives.so_far(early[1], "summary.acc") == pytest.approx(0.8)
+    assert objectives.so_far(early[0], "summary.acc") is None
     assert objectives.so_far(partial, "retention.as_used.all") == 0.7
 
 

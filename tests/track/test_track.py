@@ -19,7 +19,9 @@ from rich.console import Console
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json
 from cl_softcot.results import events as event_log
+from cl_softcot.results import kept
 from cl_softcot.results.events import EventLog, read_events
+from cl_softcot.results.record import SCHEMA, PartialRecord, RunRecord
 from cl_softcot.track import sender as track_sender
 from cl_softcot.track import store as track_store
 
@@ -74,7 +76,7 @@ def make_run(folder: Path, method: str, seed: int = 0, order: str = "given", *, 
     for i, row in enumerate(outcomes):
         _write_predictions(folder, i, row)
     _log(folder, result, views)
-    atomic_write_json(folder / "result.json", result)
+    atomic_write_json(folder / "result.json", result.as_dict())
     return result
 
 
@@ -109,8 +111,8 @@ def _result(method, strategy, tasks, outcomes, seed, order, drifts, parameters, 
         return values
 
     frozen = strategy != "full_finetune"
-    return {
-        "schema": 1, "experiment": "sequence_a", "method": method, "order": order, "seed": seed, "tasks": list(tasks),
+    return RunRecord.model_validate({
+        "schema": SCHEMA, "experiment": "sequence_a", "method": method, "order": order, "seed": seed, "tasks": list(tasks),
         "reasoning": {"name": method.split("_")[-1]}, "strategy": {"name": strategy},
         "per_task": {"routing": "oracle", "unseen": "base"} if "per_task" in method else None,
         "accuracy": {
@@ -141,7 +143,7 @@ def _result(method, strategy, tasks, outcomes, seed, order, drifts, parameters, 
         },
         "frozen": {"backbone_sha256_before": "ab", "backbone_sha256_after": "ab", "unchanged": frozen},
         "config_fingerprint": "f" * 64,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _write_predictions(folder: Path, i: int, row) -> None:
@@ -161,17 +163,17 @@ def _log(folder: Path, result, views: bool) -> None:
     from cl_softcot.track import figures, predictions
 
     log = EventLog(folder)
-    method, order, seed = result["method"], result["order"], result["seed"]
+    method, order, seed = result.method, result.order, result.seed
     log.tags(
         event_log.run_tags(
-            experiment=result["experiment"], method=method, order=order, seed=seed, tasks=result["tasks"],
-            identity=event_log.run_identity(result["config_fingerprint"], method, order, seed),
-            color=palette([*METHODS, *MORE])[method], strategy=result["strategy"]["name"],
+            experiment=result.experiment, method=method, order=order, seed=seed, tasks=result.tasks,
+            identity=event_log.run_identity(result.config_fingerprint, method, order, seed),
+            color=palette([*METHODS, *MORE])[method], strategy=result.strategy_name,
         )
     )  # fmt: skip
-    log.params({"train": {"steps": 120, "examples": 1000}, "strategy": result["strategy"], "tasks": result["tasks"]})
+    log.params({"train": {"steps": 120, "examples": 1000}, "strategy": result.strategy.as_dict(), "tasks": result.tasks})
     log.status("RUNNING")
-    for i in range(len(result["tasks"]) + 1):
+    for i in range(len(result.tasks) + 1):
         log.metrics(i, event_log.row_metrics(result, i))
     log.metrics(0, event_log.final_metrics(result))
     if views:
@@ -266,16 +268,16 @@ def test_the_log_refuses_what_makes_no_sense(tmp_path):
 
 
 def test_names_of_metrics(run):
-    result = json.loads((run / "result.json").read_text())
+    result = kept.record(run)
     first, last = event_log.row_metrics(result, 0), event_log.row_metrics(result, 4)
-    assert first["accuracy/dates"] == result["accuracy"]["matrix"][0][0]
+    assert first["accuracy/dates"] == result.accuracy.matrix[0][0]
     assert "accuracy/mean of learned tasks" not in first and "accuracy/mean of learned tasks" in last
-    assert last["drift/forward_kl general"] == result["drift"]["as_used"][4]["forward_kl/general"]
+    assert last["drift/forward_kl general"] == result.drift.as_used[4]["forward_kl/general"]
     assert first["weights alone/drift reverse_kl graph"] == 0.0
-    assert last["retention/family tracking"] == result["retention"]["as_used"][4]["families"]["tracking"]
-    assert event_log.row_metrics({"tasks": TASKS, "accuracy": {"matrix": []}}, 3) == {}
+    assert last["retention/family tracking"] == result.retention.as_used[4].families["tracking"]
+    assert event_log.row_metrics(PartialRecord.model_validate({"tasks": TASKS, "accuracy": {"matrix": []}}), 3) == {}
     final = event_log.final_metrics(result)
-    assert final["final/bwt gem"] == result["summary"]["bwt/gem"]
+    assert final["final/bwt gem"] == result.summary["bwt/gem"]
     assert final["final/retention as used"] == last["retention/all"]
     assert final["resources/trained_parameters"] == 893_312
     assert all(name.count("/") == 1 for name in [*last, *final]), "a second slash opens another section in MLflow"
@@ -572,7 +574,7 @@ def test_the_table_fits(sixteen, several, width):
         lines = final_table(results, width=width, failed={"broken": "loss is NaN"}).plain.splitlines()
         assert max(map(len, lines)) <= width
         text = "\n".join(lines)
-        for method in {r["method"] for r in results}:
+        for method in {r.method for r in results}:
             assert f"● {method}" in text
         assert "broken  failed" in text
         row = next(line for line in lines[3:] if "zero_shot_cot" in line or "0+2" in line)
@@ -583,11 +585,11 @@ def test_numbers_of_the_table(sixteen, several):
     from cl_softcot.track.console import final_table, table_markdown
 
     rows = {line.split()[1]: line.split()[2:] for line in final_table(sixteen).plain.splitlines()[4:]}
-    run = next(r for r in sixteen if r["method"] == "full_cot")
+    run = next(r for r in sixteen if r.method == "full_cot")
     assert rows["full_cot"][1] == f"{run['summary']['acc']:.3f}" and rows["full_cot"][6] == "893k"
     assert rows["zero_shot_cot"][0] == "–", "what learned nothing has no learned number"
     assert rows["softcot_per_task_oracle"][2:4] == ["0", "0"], "an exact zero is told apart from a rounded one"
-    runs = [r["summary"]["acc"] for r in several if r["method"] == "full_cot"]
+    runs = [r.summary["acc"] for r in several if r.method == "full_cot"]
     told = f"{np.mean(runs):.3f} ±{np.std(runs, ddof=1):.3f}".replace("±0", "±")
     assert told in final_table(several).plain and told in table_markdown(several)
     assert " 3 " in final_table(several).plain
@@ -608,7 +610,7 @@ def test_outside_a_terminal_nothing_is_cut(sixteen):
 def test_the_base_has_a_row_where_no_method_is_the_base(several):
     from cl_softcot.track.console import final_table
 
-    assert "base, zero-shot CoT" in final_table([r for r in several if r["method"] == "full_cot"]).plain
+    assert "base, zero-shot CoT" in final_table([r for r in several if r.method == "full_cot"]).plain
     assert "base, zero-shot CoT" not in final_table(several).plain
 
 
@@ -616,11 +618,11 @@ def test_one_task_and_missing_numbers():
     from cl_softcot.track.conclusion import sentence
     from cl_softcot.track.console import final_table, table_markdown
 
-    bare = {
+    bare = RunRecord.model_validate({
         "method": "m", "tasks": ["a"], "seed": 0, "strategy": {"name": "lora"},
         "accuracy": {"matrix": [[0.5], [0.9]], "n": [300]},
         "summary": {"acc": 0.9, "bwt/gem": None}, "cost": {"trained_parameters": 10},
-    }  # fmt: skip
+    })  # fmt: skip
     assert "–" in final_table([bare]).plain and "| m |" in table_markdown([bare])
     told = sentence([bare])
     assert "above it: m +0.40" in told and "counts only" in told and "Earlier tasks" not in told
@@ -747,15 +749,16 @@ def test_colours_are_stable_and_distinct():
 def test_figures_are_drawn_and_repeatable(run, several, tmp_path):
     from cl_softcot.track import figures
 
-    result = json.loads((run / "result.json").read_text())
+    result = kept.record(run)
     drawn = figures.draw_run(result, tmp_path / "a") + figures.draw_experiment(several, tmp_path / "a")
     again = figures.draw_run(result, tmp_path / "b") + figures.draw_experiment(several, tmp_path / "b")
     assert [p.name for p in drawn] == ["accuracy_matrix.png", "accuracy.png", "drift.png", "comparison.png"]
     for one, two in zip(drawn, again, strict=True):
         assert one.read_bytes() == two.read_bytes() and len(one.read_bytes()) > 10_000
-    del result["drift"], result["retention"]
-    result["accuracy"]["matrix"] = result["accuracy"]["matrix"][:2]  # a run that is not finished
-    assert len(figures.draw_run(result, tmp_path / "c")) == 2
+    data = result.as_dict()
+    del data["drift"], data["retention"]
+    data["accuracy"]["matrix"] = data["accuracy"]["matrix"][:2]  # a run that is not finished
+    assert len(figures.draw_run(RunRecord.model_validate(data), tmp_path / "c")) == 2
 
 
 def test_the_page_of_predictions(run):

@@ -22,14 +22,19 @@ def measured(study: Study, name: str, *inside: str) -> dict[str, list[Result]]:
     return found
 
 
+def rows_in(run: Result, name: str) -> Mapping[str, Any]:
+    """What a diagnostic found, by the experience."""
+    return (run.diagnostics or {})[name]["rows"]
+
+
 def last(run: Result, name: str) -> Path:
     """Where the numbers of the last row that was measured stand."""
-    return ("diagnostics", name, "rows", str(max(map(int, run["diagnostics"][name]["rows"]))))
+    return ("diagnostics", name, "rows", str(max(map(int, rows_in(run, name)))))
 
 
 def rows_of(by_method: Mapping[str, Sequence[Result]], name: str) -> list[str]:
     """The experiences after which a diagnostic was measured, in any run."""
-    found = {row for runs in by_method.values() for run in runs for row in run["diagnostics"][name]["rows"]}
+    found = {row for runs in by_method.values() for run in runs for row in rows_in(run, name)}
     return sorted(found, key=int)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from cl_softcot.report import drawing
 from cl_softcot.report.content import Cell, Figure, Number, Section, Table, Text
 from cl_softcot.report.measures import at
-from cl_softcot.report.sections._diagnostics import leaf, measured
+from cl_softcot.report.sections._diagnostics import leaf, measured, rows_in
 from cl_softcot.report.studies import Result, Study
 
 DIAGNOSTIC = "curriculum"
@@ -43,9 +43,9 @@ def section(study: Study) -> Section | None:
 
 def _rows(study: Study, method: str, runs: list[Result]) -> list[list[Cell]]:
     found: list[list[Cell]] = []
-    for order in dict.fromkeys(run["order"] for run in runs):
-        mine = [run for run in runs if run["order"] == order]
-        for row, numbers in mine[0]["diagnostics"][DIAGNOSTIC]["rows"].items():
+    for order in dict.fromkeys(run.order for run in runs):
+        mine = [run for run in runs if run.order == order]
+        for row, numbers in rows_in(mine[0], DIAGNOSTIC).items():
             path = ("diagnostics", DIAGNOSTIC, "rows", row)
             for line, stage in enumerate(numbers.get("trained", [])):
                 cells = [leaf(study, mine, (*path, "accuracy", line, k)) for k in range(len(numbers["stages"]))]
@@ -57,9 +57,9 @@ def _forgetting(study: Study) -> Table | None:
     """Mean over earlier stages of what was lost by the end of the turn, for each task."""
     rows: list[list[Cell]] = []
     for method, runs in measured(study, DIAGNOSTIC).items():
-        for order in dict.fromkeys(run["order"] for run in runs):
-            mine = [run for run in runs if run["order"] == order]
-            for row, numbers in mine[0]["diagnostics"][DIAGNOSTIC]["rows"].items():
+        for order in dict.fromkeys(run.order for run in runs):
+            mine = [run for run in runs if run.order == order]
+            for row, numbers in rows_in(mine[0], DIAGNOSTIC).items():
                 path = ("diagnostics", DIAGNOSTIC, "rows", row, "forgetting", "mean")
                 if at(mine[0], path):
                     cells = [leaf(study, mine, (*path, key), "change") for key in ("forgetting/chaudhry", "change")]

@@ -20,7 +20,7 @@ def _figure(study: Study, order: str) -> Figure:
     tasks = study.orders[order]
     rows: list[list[Cell]] = []
     for method, runs in study.by_method.items():
-        runs = [run for run in runs if run["order"] == order]
+        runs = [run for run in runs if run.order == order]
         for i in range(len(tasks) + 1):
             cells = [
                 mean_at(study, runs, ("accuracy", "matrix", i, j), interval=("accuracy", "intervals", i, j))

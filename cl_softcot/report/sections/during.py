@@ -7,7 +7,7 @@ from typing import Any
 from cl_softcot.report import drawing
 from cl_softcot.report.content import Block, Cell, Figure, Number, Section, Table, Text
 from cl_softcot.report.measures import at, mean_at
-from cl_softcot.report.sections._diagnostics import grid, measured
+from cl_softcot.report.sections._diagnostics import grid, measured, rows_in
 from cl_softcot.report.studies import Result, Study
 
 DIAGNOSTIC = "during"
@@ -34,7 +34,7 @@ def section(study: Study) -> Section | None:
 def _figure(study: Study, order: str, by_method: dict[str, list[Result]]) -> Figure | None:
     tasks, rows = study.orders[order], []
     for method, runs in by_method.items():
-        mine = [run for run in runs if run["order"] == order]
+        mine = [run for run in runs if run.order == order]
         rows += _points(study, method, mine, tasks) if mine else []
     if not rows:
         return None
@@ -48,7 +48,7 @@ def _points(study: Study, method: str, runs: list[Result], tasks: list[str]) -> 
     """A row for each point; steps are counted since the start of the stream."""
     found: list[list[Cell]] = []
     start = 0
-    for row, numbers in runs[0]["diagnostics"][DIAGNOSTIC]["rows"].items():
+    for row, numbers in rows_in(runs[0], DIAGNOSTIC).items():
         for place, step in enumerate(numbers["steps"]):
             path = ("diagnostics", DIAGNOSTIC, "rows", row, "accuracy")
             known = at(runs[0], path) or {}

@@ -19,7 +19,7 @@ def _figure(study: Study, order: str) -> Figure:
     names = ["base", *(f"{i}: {task}" for i, task in enumerate(tasks, start=1))]
     rows: list[list[Cell]] = []
     for method, runs in study.by_method.items():
-        runs = [run for run in runs if run["order"] == order]
+        runs = [run for run in runs if run.order == order]
         for i, name in enumerate(names):
             cells = [
                 mean_at(study, runs, ("accuracy", "matrix", i, j), interval=("accuracy", "intervals", i, j))

@@ -114,7 +114,7 @@ def _matched(study: Study, group: Mapping[str, Any], runs: Mapping[str, Result])
     """At equal accuracy on the new task: who forgot less?"""
     rows: list[list[Cell]] = []
     for pair in group["accuracy_matched"]["pairs"]:
-        names = tuple(study.relative(run) for run in runs.values() if run["method"] in (pair["a"], pair["b"]))
+        names = tuple(study.relative(run) for run in runs.values() if run.method in (pair["a"], pair["b"]))
         span = f"{pair['accuracies'][0]:.2f} to {pair['accuracies'][-1]:.2f}"
         cells = []
         for what, style in (("forgetting", "change"), ("forward_kl", "change")):

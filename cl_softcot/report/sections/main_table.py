@@ -13,11 +13,13 @@ from cl_softcot.report.measures import (  # fmt: skip
     LEARNED,
     RETENTION,
     RETENTION_ALONE,
+    ROUTING,
     drift,
     interquartile,
     mean,
     mean_at,
     note_on_intervals,
+    own_measures,
 )
 from cl_softcot.report.studies import Study
 
@@ -33,7 +35,7 @@ def _colors(study: Study) -> list[str | None]:
 
 def _outcomes(study: Study) -> Table:
     head, rows = _columns(study)
-    notes = [note_on_intervals(study), _LEGEND]
+    notes = [note_on_intervals(study), _LEGEND, *_own_meanings(study)]
     return Table(f"{study.name}-main", "Main table, as used", head, rows, notes=notes, colors=_colors(study))
 
 
@@ -47,9 +49,15 @@ def side_by_side(studies: Sequence[Study]) -> Table:
     return Table("side-by-side", "All studies that were measured alike, as used", ["study", *head], rows, 2, notes)
 
 
+def _own_meanings(study: Study) -> list[str]:
+    """What the experiment's own metrics mean."""
+    found = {name: m for run in study.runs for name, m in (run.metrics or {}).items()}
+    return [f"{name}: {m.formula} ({m.unit}, {m.direction}; {m.source})." for name, m in found.items()]
+
+
 def _columns(study: Study) -> tuple[list[str], list[list[Cell]]]:
     """Head and rows of the main table."""
-    columns = (ACC, LEARNED, BWT, FORGETTING, RETENTION, drift(study, "forward_kl"))
+    columns = (ACC, LEARNED, BWT, FORGETTING, RETENTION, drift(study, "forward_kl"), *own_measures(study))
     rows: list[list[Cell]] = []
     for method, runs in study.by_method.items():
         numbers: list[Cell] = [mean(study, runs, measure) for measure in columns]
@@ -101,13 +109,19 @@ def _conventions(study: Study) -> list[Block]:
 
 
 def _kept(study: Study) -> Table:
-    columns = (RETENTION_ALONE, drift(study, "reverse_kl"), drift(study, "forward_kl", "weights_alone"), *COSTS)
+    routed = (ROUTING,) if any(run.routing_accuracy for run in study.runs) else ()
+    columns = (RETENTION_ALONE, drift(study, "reverse_kl"), drift(study, "forward_kl", "weights_alone"), *routed, *COSTS)
     rows = [[method, *(mean(study, runs, measure) for measure in columns)] for method, runs in study.by_method.items()]
     notes = [
         "Weights alone: the bare weights in plain chain of thought, an integrity check (of frozen ones they are the base's). "
         "Tokens: written ones; passes: sequential forward passes, thoughts included. Costs are means without intervals where "
         "they are counts."
     ]
+    if routed:
+        notes.append(
+            "Routed right, of methods with one copy a task: the stream's questions that go to their own task's copy, at the end. "
+            "Isolation never forgets by construction; this is what it costs."
+        )
     head = ["method", *(measure.head for measure in columns)]
     return Table(f"{study.name}-kept", "Weights alone, and costs", head, rows, notes=notes, colors=_colors(study))
 

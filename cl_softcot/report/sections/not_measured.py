@@ -30,7 +30,7 @@ def _modules() -> list:
 
 
 def _predictions(study: Study) -> list[Missing]:
-    without = [run for run in study.runs if study.predictions(run, len(run["accuracy"]["matrix"]) - 1) is None]
+    without = [run for run in study.runs if study.predictions(run, run.last_row) is None]
     if not without:
         return []
     who = "any run" if len(without) == len(study.runs) else f"{len(without)} runs"
@@ -41,17 +41,17 @@ def _predictions(study: Study) -> list[Missing]:
 
 def _diagnostics(study: Study) -> list[Missing]:
     """Those that the experiment did not switch on, and the methods that one makes no sense for."""
-    names = dict.fromkeys([*registry.known("diagnostic"), *(name for run in study.runs for name in run.get("diagnostics") or {})])
+    names = dict.fromkeys([*registry.known("diagnostic"), *(name for run in study.runs for name in run.diagnostics or {})])
     gaps = []
     for name in names:
-        if not any(name in (run.get("diagnostics") or {}) for run in study.runs):
+        if not any(name in (run.diagnostics or {}) for run in study.runs):
             gaps.append(Missing(name.replace("_", " "), f"not switched on in the experiment (diagnostics: [{name}])"))
             continue
         have = measured(study, name)
         reasons: dict[str, list[str]] = {}
         for method, runs in study.by_method.items():
             if method not in have:
-                told = (runs[0].get("diagnostics") or {}).get(name) or {}
+                told = (runs[0].diagnostics or {}).get(name) or {}
                 reasons.setdefault(told.get("skipped") or "no numbers in its runs", []).append(method)
         gaps += [Missing(f"{name.replace('_', ' ')} of {', '.join(methods)}", why) for why, methods in reasons.items()]
         gaps += _parts(name, have)

@@ -14,7 +14,7 @@ from cl_softcot.report.studies import Study
 
 
 def section(study: Study) -> Section | None:
-    names = dict.fromkeys(name for run in study.runs for name in run.get("diagnostics") or {})
+    names = dict.fromkeys(name for run in study.runs for name in run.diagnostics or {})
     blocks: list[Block] = [_table(study, name) for name in names if name not in _shown_elsewhere() and measured(study, name)]
     return Section("Further diagnostics", blocks) if blocks else None
 

@@ -27,7 +27,7 @@ def section(study: Study) -> Section:
             )
         )
     blocks.append(Text(note_on_intervals(study)))
-    if study.runs[0].get("split") == "valid":
+    if study.runs[0].split == "valid":
         blocks.append(
             Text("Measured on the validation split, which settings may have been chosen on: these are not test results.")
         )

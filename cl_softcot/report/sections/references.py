@@ -6,7 +6,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.report.content import Cell, Missing, Number, Section, Table, Text
 from cl_softcot.report.measures import Measure, by_order, mean, number
 from cl_softcot.report.studies import Result, Study
-from cl_softcot.results.reading import by_method, is_trained
+from cl_softcot.results.reading import by_method
 from cl_softcot.statistics.aggregate import aggregate
 
 NAMES = {"joint": "all tasks together", "single_task": "each task alone"}
@@ -20,7 +20,7 @@ def section(study: Study) -> Section | None:
     learned = Measure("learning_accuracy", "accuracy", ("summary", "learning_accuracy"), "fraction", "↑")
     rows: list[list[Cell]] = []
     for name, runs in groups.items():
-        kind = runs[0]["reference"]
+        kind = str(runs[0].reference)
         rows.append([name, NAMES.get(kind, kind), str(len(runs)), mean(study, runs, accuracy if kind == "joint" else learned)])
     own = Table(
         f"{study.name}-references", "What the references reach", ["reference", "learned", "n", "accuracy ↑"], rows, text=3
@@ -28,7 +28,7 @@ def section(study: Study) -> Section | None:
     kept = [
         [method, *(_intransigence(study, method, runs) for runs in groups.values())]
         for method, mine in study.by_method.items()
-        if any(map(is_trained, mine))
+        if any(run.trained for run in mine)
     ]
     note = (
         "Mean over tasks of the reference's accuracy minus that right after the task's own turn (Chaudhry et al. 2018), same "
@@ -54,11 +54,11 @@ def _intransigence(study: Study, method: str, references: list[Result]) -> Numbe
     """Mean over the runs of a method whose seed the reference has too (its tasks have no order)."""
     from cl_softcot.metrics.intransigence import against_reference
 
-    same_order = {(r["seed"], r["order"]): r for r in references}
-    same_seed = {r["seed"]: r for r in references}
+    same_order = {(r.seed, r.order): r for r in references}
+    same_seed = {r.seed: r for r in references}
     found, used = [], {}
     for run in study.by_method[method]:
-        other = same_order.get((run["seed"], run["order"])) or same_seed.get(run["seed"])
+        other = same_order.get((run.seed, run.order)) or same_seed.get(run.seed)
         if other is not None:
             try:
                 value = next(iter(against_reference(run, other).values()))
@@ -67,7 +67,7 @@ def _intransigence(study: Study, method: str, references: list[Result]) -> Numbe
             if value is not None:
                 found.append((run, value))
                 used[study.relative(other)] = None
-    path = ("intransigence", references[0]["reference"])
+    path = ("intransigence", str(references[0].reference))
     names = [*(study.relative(run) for run, _ in found), *used]
     if not found:
         return Number(None, how="intransigence", path=path, style="change")
@@ -78,7 +78,7 @@ def _intransigence(study: Study, method: str, references: list[Result]) -> Numbe
 
 
 def missing(study: Study) -> list[Missing]:
-    have = {run["reference"] for run in study.references}
+    have = {run.reference for run in study.references}
     return [
         Missing(f"intransigence against {words}", f"the study has no finished {kind} reference")
         for kind, words in NAMES.items()

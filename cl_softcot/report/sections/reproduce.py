@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cl_softcot.report.content import Block, Listing, Section, Table, Text
-from cl_softcot.report.studies import Study
+from cl_softcot.report.studies import Study, folder_of
 from cl_softcot.results import kept
-from cl_softcot.results.reading import FOLDER
 
 
 def section(study: Study) -> Section:
@@ -26,7 +25,7 @@ def section(study: Study) -> Section:
 
 def _commands(study: Study) -> list[str]:
     lines = []
-    revisions = sorted({str(run["revision"]) for run in study.runs if run.get("revision")})
+    revisions = sorted({run.revision for run in study.runs if run.revision})
     if revisions:
         lines.append(f"git checkout {revisions[0].removesuffix('+dirty')}")
     lines.append(
@@ -40,13 +39,12 @@ def _commands(study: Study) -> list[str]:
 def _versions(study: Study) -> Table:
     found: dict[str, dict[str, int]] = {}
     for run in [*study.runs, *study.references]:
-        machine = run.get("machine") or {}
         own = {
-            "revision": run.get("revision"),
-            **(run.get("versions") or {}),
-            "processor": machine.get("processor"),
-            "device": machine.get("device"),
-            "processes": machine.get("processes"),
+            "revision": run.revision,
+            **(run.versions or {}),
+            "processor": run.machine.processor,
+            "device": run.machine.device,
+            "processes": run.machine.processes,
         }
         for key, value in own.items():
             if value is not None:
@@ -66,15 +64,15 @@ def _fingerprints(study: Study) -> list[list[str]]:
     rows = [["experiment fingerprint", str(study.record["config_fingerprint"])]] if "config_fingerprint" in study.record else []
     base = kept.base_sha256(study.folder)
     rows += [["test data, base's answers (base.json)", f"SHA-256 {base}"]] if base else []
-    frozen = study.runs[0].get("frozen") or {}
-    return [*rows, ["backbone", f"SHA-256 {frozen.get('backbone_sha256_before')}"]]
+    frozen = study.runs[0].frozen
+    return [*rows, ["backbone", f"SHA-256 {frozen.backbone_sha256_before}"]]
 
 
 def _runs(study: Study) -> Table:
     rows = []
     for run in [*study.runs, *study.references]:
-        data = ", ".join(_short(fingerprint) for fingerprint in run.get("train_fingerprints") or []) or "–"
-        rows.append([study.relative(run), _short(run.get("config_fingerprint")), data, kept.result_sha256(run[FOLDER])[:16]])
+        data = ", ".join(_short(fingerprint) for fingerprint in run.train_fingerprints or []) or "–"
+        rows.append([study.relative(run), _short(run.config_fingerprint), data, kept.result_sha256(folder_of(run))[:16]])
     note = "Fingerprints and hashes are cut to 16 digits here; result.json holds them whole."
     head = ["run", "settings", "training data", "SHA-256 of result.json"]
     return Table(f"{study.name}-runs", "The runs behind the numbers", head, rows, 4, [note])

@@ -7,7 +7,6 @@ from typing import Any
 from cl_softcot.errors import UserError
 from cl_softcot.report.content import Block, Cell, Missing, Section, Table, Text
 from cl_softcot.report.studies import Result, Study
-from cl_softcot.results.reading import is_trained
 
 
 def section(study: Study) -> Section:
@@ -24,11 +23,11 @@ def _models(study: Study) -> Table:
         if isinstance(model, dict):
             more = [f"{k} {model[k]}" for k in ("revision", "dtype", "quantization") if model.get(k) not in (None, "")]
             rows.append([role, str(model.get("path")), ", ".join(more)])
-    sha = (run.get("frozen") or {}).get("backbone_sha256_before")
+    sha = run.frozen.backbone_sha256_before
     rows.append(["weights of the backbone", "SHA-256", str(sha)])
     rows.append(["training seeds", ", ".join(map(str, study.seeds)), f"{len(study.seeds)}"])
     rows += [[f"task order {order}", " → ".join(tasks), f"{len(tasks)} tasks"] for order, tasks in study.orders.items()]
-    rows.append(["measured on", f"{run.get('split')} split", _evaluate(config)])
+    rows.append(["measured on", f"{run.split} split", _evaluate(config)])
     return Table(f"{study.name}-setup", "Models, seeds and measurement", ["what", "", "details"], rows, text=3)
 
 
@@ -47,12 +46,16 @@ def _tasks(study: Study) -> Table:
     settings = {task.get("name", task.get("task")): task for task in study.config.get("tasks", [])}
     rows, first = [], study.runs[0]
     for name in dict.fromkeys(task for tasks in study.orders.values() for task in tasks):
-        run = next(run for run in study.runs if name in run["tasks"])
+        run = next(run for run in study.runs if name in run.tasks)
         own = settings.get(name, {})
         told = ", ".join(f"{k}: {v}" for k, v in own.items() if k not in ("name", "task") and v not in (None, False))
-        family = (run.get("families") or first.get("families") or {}).get(name, "")
-        rows.append([name, str(own.get("task", family)), told, str(run["accuracy"]["n"][run["tasks"].index(name)])])
+        family = (run.families or first.families or {}).get(name, "")
+        rows.append([name, str(own.get("task", family)), told, str(_asked(run, name))])
     return Table(f"{study.name}-tasks", "The stream's tasks", ["task", "family", "settings", "test examples"], rows, text=3)
+
+
+def _asked(run: Result, task: str) -> int | str:
+    return run.accuracy.n[run.tasks.index(task)] if run.accuracy.n else "–"
 
 
 def _methods(study: Study) -> Table:
@@ -60,17 +63,14 @@ def _methods(study: Study) -> Table:
     configs = {method["name"]: method for method in study.config.get("methods", [])}
     for method, runs in study.by_method.items():
         run = runs[0]
-        cost, strategy = run.get("cost") or {}, run.get("strategy") or {}
-        rate = strategy.get("learning_rate")
-        budget = (
-            f"{cost.get('optimiser_steps', 0)} steps, {cost.get('examples_per_task', 0)} examples a task"
-            if is_trained(run)
-            else "none"
-        )
+        strategy = run.strategy.as_dict() if run.strategy else {}
+        rate, steps, examples = strategy.get("learning_rate"), run.cost.optimiser_steps or 0, run.cost.examples_per_task or 0
+        budget = f"{steps} steps, {examples} examples a task" if run.trained else "none"
+        thinks = _said("reasoning", run.reasoning.as_dict()) if run.reasoning else ""
+        learns, copies = _said("strategy", strategy, "learning_rate"), _routing(run)
         rows.append(
-            [method, _said("reasoning", run["reasoning"]), _said("strategy", strategy, "learning_rate"), _routing(run),
-             "–" if rate is None else f"{rate:g}", _rate_from(configs.get(method)), budget]
-        )  # fmt: skip
+            [method, thinks, learns, copies, "–" if rate is None else f"{rate:g}", _rate_from(configs.get(method)), budget]
+        )
     notes = [
         "Learning rates are as the run folders hold them; these do not record how a rate was chosen. Where the folder of the "
         "sweep that chose them is given (--chosen-by), the table says so."
@@ -85,7 +85,7 @@ def _rate_from(config: dict[str, Any] | None) -> str:
 
 
 def _routing(run: Result) -> str:
-    return f"one a task, {run['per_task']['routing']}" if run.get("per_task") else "one for all"
+    return f"one a task, {run.per_task.routing}" if run.per_task else "one for all"
 
 
 def _said(kind: str, part: dict[str, Any], *without: str) -> str:
@@ -116,8 +116,8 @@ def _unequal(study: Study) -> list[str]:
     for key, words in (("optimiser_steps", "optimiser steps in all"), ("examples_per_task", "training examples a task")):
         found: dict[Any, list[str]] = {}
         for run in study.runs:
-            if is_trained(run):
-                found.setdefault((run.get("cost") or {}).get(key), []).append(run["method"])
+            if run.trained:
+                found.setdefault(getattr(run.cost, key), []).append(run.method)
         if len(found) > 1:
             parts = [f"{value}: {', '.join(dict.fromkeys(methods))}" for value, methods in found.items()]
             told.append(f"Unequal budgets, so differences are not of the methods alone. {words}: {'; '.join(parts)}.")
