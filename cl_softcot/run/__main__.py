@@ -111,11 +111,12 @@ def run(args: argparse.Namespace) -> int:
         _tell_of_kept(Path(args.experiment).parent / "results" / config.name)
     if not launched:
         return _start(config, specs, jobs, args)
+    # Before the processes meet: Avalanche cannot be imported in one that is known not to be the first.
+    from cl_softcot.run.together import follow
+
     with processes.started():
         if processes.is_main():
             return _start(config, specs, None, args)
-        from cl_softcot.run.together import follow
-
         return follow(config, Path(config.output_dir))
 
 
