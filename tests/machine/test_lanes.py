@@ -275,7 +275,7 @@ def test_what_runs_side_by_side_share_is_computed_once(here, monkeypatch):
     write_experiment(here, experiment(train={"steps": 8, "examples": 32}), "base.yaml")
 
     def computed(where: str, names: list[str], room: int) -> frozen_prefix.PrefixStore:
-        frozen_prefix._stores.clear()
+        frozen_prefix.forget()
         monkeypatch.setenv(frozen_prefix.MEMORY, str(room))
         run_side_by_side(here, names, where)
         (store,) = frozen_prefix.stores().values()
