@@ -43,11 +43,15 @@ def pytest_xdist_make_scheduler(config, log):
     return Dealt(config, log)
 
 
-def pytest_collection_modifyitems(items):
-    """Fast ones first; of the slow ones those that run in one process, so that the others are not waiting for them in the end."""
+# Hundreds of short ones: no process waits long for another's last test.
+LAST = ("tests/models/test_model_families.py",)
 
-    def place(item) -> tuple[bool, bool]:
+
+def pytest_collection_modifyitems(items):
+    """Fast ones first; of the slow ones first those that run in one process, which take longest, and the shortest at the end."""
+
+    def place(item) -> tuple[bool, bool, bool]:
         slow = item.get_closest_marker("slow") is not None
-        return slow, slow and not item.nodeid.startswith(TOGETHER)
+        return slow, slow and not item.nodeid.startswith(TOGETHER), slow and item.nodeid.startswith(LAST)
 
     items.sort(key=place)
