@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import run_fakes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -12,6 +15,14 @@ def _no_cache_of_the_user(tmp_path_factory):
         patch.setenv("CL_SOFTCOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("CL_SOFTCOT_CACHE_SIZE", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_made_once(tmp_path_factory):
+    """Of several processes the folder that holds their own ones; they ask for the same things."""
+    own = tmp_path_factory.getbasetemp()
+    run_fakes.shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once"
+    run_fakes.shared.mkdir(exist_ok=True)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +39,7 @@ TOGETHER = (
     "tests/config/test_experiments.py",
     "tests/sweep/test_sweep_cluster.py",
     "tests/learning/test_learning.py::test_killed_and_resumed",
+    "tests/run/test_run.py::test_changed_settings_in_a_used_folder",
     "tests/diagnostics/test_diagnostics.py::test_every_diagnostic",
 )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import fcntl
 import functools
 import json
 import os
@@ -23,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +59,32 @@ def models() -> Path:
     """A folder with two small random models, ``backbone`` and ``assistant``, and three files of data."""
     from model_fakes import save_words_model
 
-    folder = scratch("models")
-    save_words_model(folder / "backbone", seed=3)
-    save_words_model(folder / "assistant", width=16, seed=5)
-    for seed, name in enumerate(("first", "second", "other")):
-        write_jsonl(folder / f"{name}.jsonl", local_rows(240, seed))
+    def make(folder: Path) -> None:
+        save_words_model(folder / "backbone", seed=3)
+        save_words_model(folder / "assistant", width=16, seed=5)
+        for seed, name in enumerate(("first", "second", "other")):
+            write_jsonl(folder / f"{name}.jsonl", local_rows(240, seed))
+
+    return made_once("models", make)
+
+
+shared: Path | None = None  # a folder of all processes that run these tests; conftest sets it
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that whichever process asks first makes for all of them. Nobody writes into it afterwards."""
+    if shared is None:
+        folder = scratch(name)
+        make(folder)
+        return folder
+    folder = shared / name
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            begun = shared / f"{name}_begun_by_{os.getpid()}"  # what fails on the way is not taken for made
+            begun.mkdir()
+            make(begun)
+            begun.rename(folder)
     return folder
 
 
@@ -224,11 +247,12 @@ def _server() -> subprocess.Popen:
 @functools.cache
 def finished() -> Path:
     """A folder in which every method of METHODS ran without an interruption."""
-    folder = scratch("finished")
-    path = write(folder, small(*METHODS))
-    ended = start(path, "output_dir=out", cwd=folder)
-    assert ended.status == 0, ended.text
-    return folder / "out"
+
+    def make(folder: Path) -> None:
+        ended = start(write(folder, small(*METHODS)), "output_dir=out", cwd=folder)
+        assert ended.status == 0, ended.text
+
+    return made_once("finished", make) / "out"
 
 
 # -------------------------------------------------------------------------------------------------- comparisons

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_fakes import Ended, environment, finished, launch, result, run_folders, scratch, small, start, tiny, write
+from run_fakes import Ended, environment, finished, launch, made_once, result, run_folders, small, start, tiny, write
 
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
@@ -99,9 +99,11 @@ def test_other_errors_are_left_alone():
 
 @functools.cache
 def said() -> list[dict[str, Any]]:
-    folder = scratch("parallel")
-    ended = launch(folder, cwd=folder, script=HERE / "parallel_worker.py")
-    assert ended.status == 0, ended.text
+    def make(folder: Path) -> None:
+        ended = launch(folder, cwd=folder, script=HERE / "parallel_worker.py")
+        assert ended.status == 0, ended.text
+
+    folder = made_once("parallel", make)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

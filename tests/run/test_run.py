@@ -131,6 +131,7 @@ def test_frozen_weights_are_hashed():
 # -------------------------------------------------------------------------------------------------- how it is used
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end_on_the_embedded_models(tmp_path):
     """In processes of its own, two side by side; MLflow cannot be reached, and no result depends on it."""
     path = write(tmp_path, tiny("full_coconut", "softcot_oracle", tracking={"mlflow": True}), "small.yaml")

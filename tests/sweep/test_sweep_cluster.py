@@ -40,6 +40,7 @@ from sweep_fakes import (
 )
 
 from cl_softcot.sweep import alive as heartbeats
+from cl_softcot.sweep.__main__ import main
 from cl_softcot.sweep.trials import Counts
 from cl_softcot.sweep.worker import run_trial
 
@@ -141,18 +142,19 @@ def test_a_database_that_is_restarted_while_workers_are_killed(here, database, h
 
 
 @pytest.mark.postgres
-def test_the_whole_address_in_the_environment_stays_there(here, database, monkeypatch):
+def test_the_whole_address_in_the_environment_stays_there(here, database, monkeypatch, capsys):
     monkeypatch.delenv("PGPASSWORD")
     monkeypatch.setenv("SWEEP_STORAGE", database.url.replace("sweeper@", f"sweeper:{postgres_server.PASSWORD}@"))
     storage = {"kind": "postgresql", "url_env": "SWEEP_STORAGE"}
     path = write(here, sweep(trials=2, storage=storage, space={"train.examples": [8, TOO_MANY]}, sampler="grid"))
-    done = command(path, cwd=here)
-    assert done.returncode == 0, done.stderr
-    assert postgres_server.PASSWORD not in done.stdout + done.stderr and "sweeper:***@127.0.0.1" in done.stdout
+    assert main([str(path)]) == 0
+    said = capsys.readouterr()
+    assert postgres_server.PASSWORD not in said.out + said.err and "sweeper:***@127.0.0.1" in said.out
     monkeypatch.setenv("SWEEP_STORAGE", database.url.replace("sweeper@", "sweeper:wrong-one@"))
-    failed = command(path, cwd=here)
-    assert failed.returncode == 2 and "the storage cannot be reached" in failed.stderr and "Traceback" not in failed.stderr
-    assert "wrong-one" not in failed.stdout + failed.stderr
+    assert main([str(path)]) == 2
+    said = capsys.readouterr()
+    assert "the storage cannot be reached" in said.err and "Traceback" not in said.err
+    assert "wrong-one" not in said.out + said.err
     assert not holders_of(postgres_server.PASSWORD, here) and not holders_of("wrong-one", here)
 
 
@@ -160,17 +162,17 @@ def test_the_whole_address_in_the_environment_stays_there(here, database, monkey
 def test_many_sweeps_on_a_fresh_database_at_once(here, database):
     """Optuna's creation of tables and studies crashes two of three of these."""
     path = write(here, sweep(storage=on(database)))
-    starts = [spawn("create", path, f"name=s{i % 3}", cwd=here, log=f"{i}.log") for i in range(6)]
-    assert [p.wait() for p in starts] == [0] * 6, told(here)
-    assert [search.plan.study_name for i in range(3) for search in searches(here / f"sweeps/s{i}")] == ["s0", "s1", "s2"]
+    starts = [spawn("create", path, f"name=s{i % 2}", cwd=here, log=f"{i}.log") for i in range(4)]
+    assert [p.wait() for p in starts] == [0] * 4, told(here)
+    assert [search.plan.study_name for i in range(2) for search in searches(here / f"sweeps/s{i}")] == ["s0", "s1"]
 
 
 @pytest.mark.postgres
-def test_a_name_that_another_folder_has_taken_in_the_database(here, database):
-    path = write(here, sweep(storage=on(database)))
-    assert command("create", path, cwd=here).returncode == 0
-    second = command("create", path, "output_dir=sweeps/elsewhere", cwd=here)
-    assert second.returncode == 2 and "the storage holds another sweep called 's'" in second.stderr
+def test_a_name_that_another_folder_has_taken_in_the_database(here, database, capsys):
+    path = str(write(here, sweep(storage=on(database))))
+    assert main(["create", path]) == 0
+    assert main(["create", path, "output_dir=sweeps/elsewhere"]) == 2
+    assert "the storage holds another sweep called 's'" in capsys.readouterr().err
 
 
 @pytest.mark.postgres
@@ -206,7 +208,7 @@ SLURM = {"name": "slurm", "workers": 2, "gpus": 1, "memory_gb": 2, "time_minutes
 
 
 @pytest.mark.slurm
-def test_slurm_jobs_that_are_requeued_and_warned(here, slurm, hold):
+def test_slurm_jobs_that_are_requeued_and_warned(here, slurm, hold, capsys):
     """A warning before the end (as at time-out and preemption), and a requeue without one."""
     storage = {"kind": "journal", "heartbeat_seconds": 1.0, "grace_seconds": 6.0}
     setup = ["echo gpus=$CUDA_VISIBLE_DEVICES"]
@@ -234,18 +236,18 @@ def test_slurm_jobs_that_are_requeued_and_warned(here, slurm, hold):
     assert any(len(r.attempts) > 1 for r in searches(folder)[0].records())
     assert (folder / "report.html").exists() and (folder / "winner.json").exists()  # by the last worker
     assert re.search(r"gpus=[0-3]\b", told(here))
-    looked = command("status", "sweeps/s", cwd=here)
-    assert "4/4 complete" in looked.stdout and "jobs: none" in looked.stdout
+    assert main(["status", "sweeps/s"]) == 0
+    looked = capsys.readouterr().out
+    assert "4/4 complete" in looked and "jobs: none" in looked
 
 
 @pytest.mark.slurm
-def test_the_plain_script_does_the_same_without_submitit(here, slurm, hold):
+def test_the_plain_script_does_the_same_without_submitit(here, slurm, hold, capsys):
     storage = {"kind": "journal", "heartbeat_seconds": 1.0, "grace_seconds": 6.0}
     path = write(here, sweep(trials=3, storage=storage, launcher=SLURM), held(experiment()))
-    written = command(path, "--dry-run", cwd=here)
-    assert written.returncode == 0 and not (here / "sweeps").exists()
-    (here / "s.sbatch").write_text(written.stdout)
-    assert command("create", path, cwd=here).returncode == 0
+    assert main([str(path), "--dry-run"]) == 0 and not (here / "sweeps").exists()
+    (here / "s.sbatch").write_text(capsys.readouterr().out)
+    assert main(["create", str(path)]) == 0
     assert subprocess.run(["sbatch", "s.sbatch"], cwd=here, capture_output=True).returncode == 0
     mid_trial(here / "sweeps/s", slurm_node.squeue)
     subprocess.run(["scancel", "--signal=USR2", *slurm_node.squeue()])
