@@ -143,7 +143,7 @@ def compare(job: Job, lanes: int, rounds: int) -> dict[str, Any]:
 
     def cold(limit: int) -> None:
         os.environ[frozen_prefix.MEMORY] = str(limit)
-        frozen_prefix._stores.clear()
+        frozen_prefix.forget()
 
     for _ in range(rounds):
         began, one_by_one = time.process_time(), []

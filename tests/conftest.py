@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import run_fakes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -12,6 +15,14 @@ def _no_cache_of_the_user(tmp_path_factory):
         patch.setenv("CL_SOFTCOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("CL_SOFTCOT_CACHE_SIZE", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_made_once(tmp_path_factory):
+    """Of several processes the folder that holds their own ones; they ask for the same things."""
+    own = tmp_path_factory.getbasetemp()
+    run_fakes.shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once"
+    run_fakes.shared.mkdir(exist_ok=True)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +39,7 @@ TOGETHER = (
     "tests/config/test_experiments.py",
     "tests/sweep/test_sweep_cluster.py",
     "tests/learning/test_learning.py::test_killed_and_resumed",
+    "tests/run/test_run.py::test_changed_settings_in_a_used_folder",
     "tests/diagnostics/test_diagnostics.py::test_every_diagnostic",
 )
 
@@ -43,11 +55,15 @@ def pytest_xdist_make_scheduler(config, log):
     return Dealt(config, log)
 
 
-def pytest_collection_modifyitems(items):
-    """Fast ones first; of the slow ones those that run in one process, so that the others are not waiting for them in the end."""
+# Hundreds of short ones: no process waits long for another's last test.
+LAST = ("tests/models/test_model_families.py",)
 
-    def place(item) -> tuple[bool, bool]:
+
+def pytest_collection_modifyitems(items):
+    """Fast ones first; of the slow ones first those that run in one process, which take longest, and the shortest at the end."""
+
+    def place(item) -> tuple[bool, bool, bool]:
         slow = item.get_closest_marker("slow") is not None
-        return slow, slow and not item.nodeid.startswith(TOGETHER)
+        return slow, slow and not item.nodeid.startswith(TOGETHER), slow and item.nodeid.startswith(LAST)
 
     items.sort(key=place)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 PASSWORD = "s3cret-of-the-tests"
@@ -78,10 +78,13 @@ class Postgres:
         """`immediate` is a crash: every connection is cut, and the next start recovers."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", how, "-w", "-t", "120", "stop")
 
-    def restart(self, away: float = 1.0) -> None:
+    def restart(self, meanwhile: Callable[[], object]) -> None:
+        """Away until that is done."""
         self.stop()
-        time.sleep(away)
-        self.start()
+        try:
+            meanwhile()
+        finally:
+            self.start()
 
     @property
     def url(self) -> str:

@@ -2,7 +2,8 @@
 
 ``start`` forks ``python -m cl_softcot.run`` off a process that has imported everything already: the whole command runs, with
 its real exit status and output, but its runs one after the other and in the same process, so that ``kill_at=(what, n)`` can end
-it with SIGKILL at the n-th call of a function. Real worker processes are for ``command``, which takes seconds to import.
+it with SIGKILL at the n-th call of a function. ``launch`` forks several that find each other, as ``torchrun`` starts them. Real
+worker processes are for ``command``, which takes seconds to import.
 
 Run as a script this file is that process.
 """
@@ -11,15 +12,19 @@ from __future__ import annotations
 
 import atexit
 import copy
+import fcntl
 import functools
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +59,32 @@ def models() -> Path:
     """A folder with two small random models, ``backbone`` and ``assistant``, and three files of data."""
     from model_fakes import save_words_model
 
-    folder = scratch("models")
-    save_words_model(folder / "backbone", seed=3)
-    save_words_model(folder / "assistant", width=16, seed=5)
-    for seed, name in enumerate(("first", "second", "other")):
-        write_jsonl(folder / f"{name}.jsonl", local_rows(240, seed))
+    def make(folder: Path) -> None:
+        save_words_model(folder / "backbone", seed=3)
+        save_words_model(folder / "assistant", width=16, seed=5)
+        for seed, name in enumerate(("first", "second", "other")):
+            write_jsonl(folder / f"{name}.jsonl", local_rows(240, seed))
+
+    return made_once("models", make)
+
+
+shared: Path | None = None  # a folder of all processes that run these tests; conftest sets it
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that whichever process asks first makes for all of them. Nobody writes into it afterwards."""
+    if shared is None:
+        folder = scratch(name)
+        make(folder)
+        return folder
+    folder = shared / name
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            begun = shared / f"{name}_begun_by_{os.getpid()}"  # what fails on the way is not taken for made
+            begun.mkdir()
+            make(begun)
+            begun.rename(folder)
     return folder
 
 
@@ -182,9 +208,21 @@ def start(
         kill_at: ``("os:fsync", 12)`` ends it at the beginning of the 12th call; 0 only counts the calls.
         disk_full_at: from this call of fsync on the disk is full.
     """
+    return _fork(args, cwd, kill_at=kill_at, disk_full_at=disk_full_at, env=env or {})
+
+
+def launch(*args: Any, cwd: Path, processes: int = 2, script: Path | None = None) -> Ended:
+    """The command, or a script, in several forks that share one run, on the CPU; the first that fails ends the others.
+
+    What the launcher itself does, and a process that imports everything anew, are for ``torchrun``.
+    """
+    return _fork(args, cwd, processes=processes, script=script and str(script), env={"CUDA_VISIBLE_DEVICES": ""})
+
+
+def _fork(args: Any, cwd: Path, **how: Any) -> Ended:
     server = _server()
-    job = {"args": [str(a) for a in args], "cwd": str(cwd), "kill_at": kill_at, "disk_full_at": disk_full_at, "env": env or {}}
-    server.stdin.write(json.dumps(job) + "\n")
+    job = {"args": [str(a) for a in args], "cwd": str(cwd), "kill_at": None, "disk_full_at": None, "processes": 1, "script": None}
+    server.stdin.write(json.dumps(job | how) + "\n")
     server.stdin.flush()
     answer = server.stdout.readline()
     if not answer:
@@ -209,11 +247,12 @@ def _server() -> subprocess.Popen:
 @functools.cache
 def finished() -> Path:
     """A folder in which every method of METHODS ran without an interruption."""
-    folder = scratch("finished")
-    path = write(folder, small(*METHODS))
-    ended = start(path, "output_dir=out", cwd=folder)
-    assert ended.status == 0, ended.text
-    return folder / "out"
+
+    def make(folder: Path) -> None:
+        ended = start(write(folder, small(*METHODS)), "output_dir=out", cwd=folder)
+        assert ended.status == 0, ended.text
+
+    return made_once("finished", make) / "out"
 
 
 # -------------------------------------------------------------------------------------------------- comparisons
@@ -306,15 +345,41 @@ def _serve() -> None:
         job = json.loads(line)
         with tempfile.TemporaryDirectory() as scratch:
             files = [os.path.join(scratch, name) for name in ("out", "err", "calls")]
-            pid = os.fork()
-            if pid == 0:
-                _child(job, files, run)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            pids = []
+            for surroundings in _ranks(job["processes"]):
+                pids.append(os.fork())
+                if pids[-1] == 0:
+                    _child(job, files, run, surroundings)
+            status = _wait_for(pids)
             out, err, calls = (Path(file).read_text() if os.path.exists(file) else "" for file in files)
         print(json.dumps({"status": status, "out": out, "err": err, "calls": int(calls or 0)}), flush=True)
 
 
-def _child(job: dict[str, Any], files: list[str], run: Any) -> None:
+def _ranks(processes: int) -> list[dict[str, str]]:
+    """What a launcher tells each of its processes; nothing to one that is alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _wait_for(pids: list[int]) -> int:
+    """0, or the first failure, behind which the others are ended."""
+    first, left = 0, set(pids)
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        if status and not first:
+            first = os.waitstatus_to_exitcode(status)
+            for other in left:
+                os.kill(other, signal.SIGTERM)
+    return first
+
+
+def _child(job: dict[str, Any], files: list[str], run: Any, surroundings: dict[str, str]) -> None:
     status = 70
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -322,14 +387,19 @@ def _child(job: dict[str, Any], files: list[str], run: Any) -> None:
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
         sys.stdout = os.fdopen(1, "w", buffering=1)
         sys.stderr = os.fdopen(2, "w", buffering=1)
-        os.environ.update(job["env"])
+        os.environ.update(job["env"] | surroundings)
         os.chdir(job["cwd"])
         sys.path.insert(0, job["cwd"])
         counted = _count(*job["kill_at"]) if job["kill_at"] else [0]
         if job["disk_full_at"]:
             _fill_disk(job["disk_full_at"])
         try:
-            status = run.main(job["args"])
+            if job["script"]:
+                sys.argv = [job["script"], *job["args"]]
+                runpy.run_path(job["script"], run_name="__main__")
+                status = 0
+            else:
+                status = run.main(job["args"])
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
         Path(files[2]).write_text(str(counted[0]))

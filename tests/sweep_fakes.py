@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -82,18 +83,57 @@ def states(folder: Path) -> dict[int, str]:
     return {r.number: r.state for search in searches(folder) for r in search.records()}
 
 
-def until(true: Callable[[], Any], seconds: float = 120.0, what: str = "") -> Any:
-    """Waits for something to become true; the errors of a storage that is just being made or away do not count."""
-    end, last = time.monotonic() + seconds, None
-    while time.monotonic() < end:
+def until(true: Callable[[], Any], what: str = "", lives: Callable[[], Any] = lambda: True) -> Any:
+    """Waits for something that has to come while something else lives, however slow the machine is.
+
+    The errors of a storage that is just being made or away do not count. What lives for ever and does nothing is ended by
+    pytest's own limit.
+    """
+    last = None
+    while True:
+        alive = lives()  # asked first: what came with its end counts
         try:
             found = true()
             if found:
                 return found
         except Exception as error:
             last = error
+        assert alive, f"it ended before {what or true} ({last!r})"
         time.sleep(0.1)
-    raise AssertionError(f"not within {seconds:g} s: {what or true} ({last!r})")
+
+
+def held(base: dict[str, Any]) -> dict[str, Any]:
+    """The experiment with a strategy that waits behind the first experience (see ``held.py``)."""
+    base["methods"][0]["strategy"] = "held:Held"
+    return base
+
+
+class Hold:
+    """The file at which ``held`` trials wait, in the environment of all that the test starts."""
+
+    def __init__(self, folder: Path, monkeypatch: Any):
+        import held
+
+        self.file = folder / "hold"
+        self.file.touch()
+        monkeypatch.setenv(held.FILE, str(self.file))
+        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+    def release(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+    def again(self) -> None:
+        self.file.touch()
+
+
+def mid_trial(folder: Path, lives: Callable[[], Any] = lambda: True) -> tuple[int, int]:
+    """(trial, process) of one that has finished an experience and goes on."""
+
+    def found():
+        return [(n, pid) for n, pid in running(folder).items() if len(rows(folder, n)) >= 2]
+
+    return until(found, "a trial was in its middle", lives)[0]
 
 
 def alive(pid: int) -> bool:
@@ -104,7 +144,7 @@ def alive(pid: int) -> bool:
 
 
 def running(folder: Path) -> dict[int, int]:
-    """Process by trial, of the trials that are being run now and have a row on the disk."""
+    """Living process by trial, of the trials that are being run now."""
     found = {}
     for record in (r for search in searches(folder) for r in search.records()):
         beat = record.last.user_attrs.get("beat")

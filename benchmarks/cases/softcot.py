@@ -243,7 +243,7 @@ def meta_parts(backbone: ModelSize, assistant: ModelSize, n: int) -> Parts:
 
 def forget_prefixes() -> None:
     """As in a new process: no frozen backbone has read anything yet."""
-    frozen_prefix._stores.clear()
+    frozen_prefix.forget()
 
 
 def slots_of(parts: Parts) -> dict[str, int]:

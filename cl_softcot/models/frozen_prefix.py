@@ -85,7 +85,7 @@ def read_prefixes(backbone: LanguageModel, state: State, prefixes: Sequence[Ids]
 
 def prefixes_of(backbone: LanguageModel, prefixes: Sequence[Ids]) -> list[Tensor]:
     """Keys and values of each prefix, [L, 2, H, T, d]: from the store, or computed and offered to it."""
-    store = _store_on(backbone.device)
+    store = store_on(backbone.device)
     owner = store.owner(backbone)
     found = {ids: store.find(owner, ids) for ids in dict.fromkeys(prefixes)}
     missing = [ids for ids, kept in found.items() if kept is None]
@@ -258,7 +258,8 @@ class _Shelf:
 _stores: dict[torch.device, PrefixStore] = {}
 
 
-def _store_on(device: torch.device) -> PrefixStore:
+def store_on(device: torch.device) -> PrefixStore:
+    """The device's store; a new one has the bound that the environment says by then."""
     if device not in _stores:
         _stores[device] = PrefixStore(_limit(device))
     return _stores[device]
@@ -267,6 +268,11 @@ def _store_on(device: torch.device) -> PrefixStore:
 def stores() -> Mapping[torch.device, PrefixStore]:
     """The stores of this process."""
     return _stores
+
+
+def forget() -> None:
+    """As in a new process: no frozen backbone has read anything yet."""
+    _stores.clear()
 
 
 def _limit(device: torch.device) -> int:

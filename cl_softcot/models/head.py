@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = 2**25  # numbers, wherever many places are looked at: with 128k words not even a batch's could be in memory
 # Heads of so many numbers are laid out anew for products without a gradient (see ``packed_logits``): smaller ones gain nothing,
 # and a second copy of larger ones takes too much memory.
-_PACKED = range(2**20, 2**27)
+PACKED = range(2**20, 2**27)
 _ROWS_EXPECTED = 64  # of a product; measured: other numbers, but for 1, are level
 
 
@@ -59,7 +59,7 @@ def packed_logits(backbone: LanguageModel, hidden: Tensor) -> Tensor | None:
     if not torch.backends.mkldnn.is_available():
         return None
     weight_VD = plain_weight(backbone)
-    if weight_VD is None or weight_VD.dtype != torch.float32 or weight_VD.numel() not in _PACKED:
+    if weight_VD is None or weight_VD.dtype != torch.float32 or weight_VD.numel() not in PACKED:
         return None
     packed = _packed_copy(backbone.model.get_output_embeddings().weight, len(weight_VD))
     return torch.ops.mkldnn._linear_pointwise(hidden, packed, None, "none", [], "")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Measured on a CPU: what lies between matrix products stays in a core's cache if hidden states are of so many numbers at a time,
 # which takes a fifth to a third off a call. With fewer places the products themselves become slow.
-_NUMBERS_IN_CACHE, _LEAST_PLACES = 2**18, 512
+NUMBERS_IN_CACHE, LEAST_PLACES = 2**18, 512
 IGNORED = -100
 
 
@@ -227,7 +227,7 @@ def _rows_at_once(backbone: LanguageModel, columns: int) -> int:
     """How many rows a call without a gradient had better have; on a GPU all."""
     if backbone.device.type != "cpu" or columns == 1:
         return 2**62
-    return max(1, max(_LEAST_PLACES, _NUMBERS_IN_CACHE // backbone.width) // columns)
+    return max(1, max(LEAST_PLACES, NUMBERS_IN_CACHE // backbone.width) // columns)
 
 
 def _attention_mask(backbone: LanguageModel, seen_BT: Tensor, n_new: int, dtype: torch.dtype) -> Tensor:

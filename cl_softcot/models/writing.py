@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # takes about as long as a step of the rows that are copied.
 _COPY = 1.0
 # Shares of a batch: fewer rows than these are not worth a step while others can be waited for, and more do not wait.
-_FEW, WAITING = 1 / 4, 1 / 2
+FEW, WAITING = 1 / 4, 1 / 2
 # Measured with the embedded models: where a batch of fewer rows, or with less padding, costs more than it saves.
 _WORTH_A_BATCH, _PADDED = 32, 1.1
 
@@ -203,7 +203,7 @@ class _Writer:
             self.draft_states.append(first)
         state.logits_BV = torch.empty(0)  # waiting rows would hold those of the whole batch
         parts = self._read_drafts(writing, batch) if self.drafts and drafts_BT.shape[1] > 1 else [writing]
-        few = int(_FEW * self.batch_size) if self.free else 0
+        few = int(FEW * self.batch_size) if self.free else 0
         for part in parts:
             self._go_on(part, few)
         while sum(len(writing.rows_B) for writing in self.waiting) > WAITING * self.batch_size:

@@ -7,7 +7,6 @@ import pickle
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -686,7 +685,8 @@ def test_plugins_of_avalanche_are_checked_where_they_stand(write):
     assert to_data(config)["methods"][1]["plugins"] == [{"name": "replay", "mem_size": 20, "batch_size_mem": 8}]
 
 
-def test_loading_is_fast_and_imports_only_what_is_named(write):
+def test_loading_imports_only_what_is_named(write):
+    """Which is why it takes a second: these imports take five to ten."""
     path = write(CONFIG)
     script = (
         "import sys; from cl_softcot.config import load_experiment\n"
@@ -694,10 +694,8 @@ def test_loading_is_fast_and_imports_only_what_is_named(write):
         "print(sorted({'avalanche', 'peft', 'mlflow'} & set(sys.modules)))"
     )
     source = str(Path(registry.__file__).parents[1])
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": source})
     assert done.stdout == "[]\n", done.stderr
-    assert time.perf_counter() - start < 15, "seconds; typically one"
 
 
 REAL = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from run_fakes import METHODS, assert_same_numbers, command, finished, result, run_folders, small, start, without_clock, write
+from run_fakes import METHODS, assert_same_numbers, finished, result, run_folders, small, start, without_clock, write
 
 from cl_softcot import registry
 from cl_softcot.config.fingerprint import run_fingerprint
@@ -197,7 +197,7 @@ def test_all_diagnostics_together_change_no_number(method, all_measured):
 
 
 def test_settings_of_a_diagnostic_are_checked(folder):
-    ended = command(write(folder, with_own("softcot", stepps=3)), cwd=folder)
+    ended = start(write(folder, with_own("softcot", stepps=3)), cwd=folder)
     assert ended.status == 2 and "did you mean 'steps'" in ended.text and "small.yaml:" in ended.text
-    ended = command(write(folder, small("softcot") | {"diagnostics": ["interventoins"]}), cwd=folder)
+    ended = start(write(folder, small("softcot") | {"diagnostics": ["interventoins"]}), cwd=folder)
     assert ended.status == 2 and "unknown diagnostic 'interventoins'" in ended.text

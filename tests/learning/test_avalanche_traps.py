@@ -84,6 +84,7 @@ def test_trap_importing_avalanche_warns_about_missing_qp_solvers():
     assert ours.stdout == ""
 
 
+@pytest.mark.slow
 def test_trap_a_torchvision_that_does_not_fit_torch_breaks_avalanche():
     """Run in a new process, since whoever imported torchvision first in this one has mended it."""
     done = run_python("import cl_softcot.learning.stream, avalanche; print('imported')")

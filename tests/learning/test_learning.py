@@ -2,16 +2,15 @@
 
 import json
 import math
-import os
 import pickle
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from learning_fakes import TASKS, FakeStrategy, Train, make_examples, make_learner, run_all, weights_sha256
+from run_fakes import Ended, launch
 
 from cl_softcot.errors import UserError
 from cl_softcot.learning import learner as learner_module
@@ -366,10 +365,9 @@ INTERRUPTED = {
 """settings; where the process is killed; where the next one goes on, as [turn, step]"""
 
 
-def _in_a_new_process(runs: dict[str, dict]) -> subprocess.CompletedProcess:
-    found = os.pathsep.join(filter(None, [str(FAKES.parent.parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": found}
-    return subprocess.run([sys.executable, str(FAKES), json.dumps(runs)], capture_output=True, text=True, env=environment)
+def _in_a_new_process(runs: dict[str, dict], folder: Path) -> Ended:
+    """Forked off one that has trained nothing; a fork of this one can hang in the threads that torch has started by now."""
+    return launch(json.dumps(runs), cwd=folder, processes=1, script=FAKES)
 
 
 @pytest.fixture(scope="module")
@@ -378,13 +376,12 @@ def resumed(tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("killed")
     runs = {}
     for name, (settings, kill_at, _) in INTERRUPTED.items():
-        # A process of its own, started afresh: a fork of this one can hang in the threads that torch has started by now.
-        killed = _in_a_new_process({str(folder / name): {**settings, "kill_at": kill_at}})
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        killed = _in_a_new_process({str(folder / name): {**settings, "kill_at": kill_at}}, folder)
+        assert killed.status == -signal.SIGKILL, killed.text
         runs[str(folder / name)] = settings
-    done = _in_a_new_process(runs)
-    assert done.returncode == 0, done.stderr
-    return dict(zip(INTERRUPTED, json.loads(done.stdout), strict=True))
+    done = _in_a_new_process(runs, folder)
+    assert done.status == 0, done.text
+    return dict(zip(INTERRUPTED, json.loads(done.out), strict=True))
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)

@@ -14,8 +14,10 @@ from run_fakes import METHODS, assert_same_numbers
 from run_fakes import write as write_experiment
 from sweep_fakes import (
     RATE,
+    Hold,
     assert_sound,
     experiment,
+    held,
     rows,
     searches,
     spawn,
@@ -273,7 +275,7 @@ def test_what_runs_side_by_side_share_is_computed_once(here, monkeypatch):
     write_experiment(here, experiment(train={"steps": 8, "examples": 32}), "base.yaml")
 
     def computed(where: str, names: list[str], room: int) -> frozen_prefix.PrefixStore:
-        frozen_prefix._stores.clear()
+        frozen_prefix.forget()
         monkeypatch.setenv(frozen_prefix.MEMORY, str(room))
         run_side_by_side(here, names, where)
         (store,) = frozen_prefix.stores().values()
@@ -403,16 +405,21 @@ def test_a_sweep_that_is_interrupted_gives_all_trials_back_and_goes_on(here, mon
 
 
 @pytest.mark.slow
-def test_kill_9_of_a_worker_with_several_trials(here):
+def test_kill_9_of_a_worker_with_several_trials(here, monkeypatch):
     """All of them are taken up again, each at its own checkpoint."""
-    path = write(here, sweep(space=SPACE, trials=3), experiment(train={"steps": 30}))
-    folder = here / "sweeps/s"
+    path = write(here, sweep(space=SPACE, trials=3), held(experiment()))
+    folder, hold = here / "sweeps/s", Hold(here, monkeypatch)
     process = spawn(path, cwd=here)
     try:
-        until(lambda: all(len(rows(folder, number)) >= 2 for number in range(3)), what="the first experience of all")
+        until(
+            lambda: all(len(rows(folder, number)) == 2 for number in range(3)),
+            "the first experience of all",
+            lambda: process.poll() is None,
+        )
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        hold.release()
     kept = {p: p.stat().st_mtime_ns for number in range(3) for p in rows(folder, number)}
     assert go(path) == 0
     assert_sound(folder, 3)

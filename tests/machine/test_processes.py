@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from run_fakes import Ended, environment, finished, result, run_folders, scratch, small, start, tiny, write
+from run_fakes import Ended, environment, finished, launch, made_once, result, run_folders, small, start, tiny, write
 
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
@@ -29,7 +28,7 @@ DRIFT_SHARE = 1e-3
 
 
 def torchrun(*args: Any, cwd: Path, processes: int = 2, timeout: float = 400, **env: str) -> Ended:
-    """``torchrun`` of a module or script, on the CPU."""
+    """``torchrun`` of a module, on the CPU: for what ``launch`` leaves out, since every process imports everything anew."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     surroundings = environment(CUDA_VISIBLE_DEVICES="", **env)
     surroundings["PYTHONPATH"] += os.pathsep + str(HERE)
@@ -100,9 +99,11 @@ def test_other_errors_are_left_alone():
 
 @functools.cache
 def said() -> list[dict[str, Any]]:
-    folder = scratch("parallel")
-    ended = torchrun(HERE / "parallel_worker.py", folder, cwd=folder, timeout=200)
-    assert ended.status == 0, ended.text
+    def make(folder: Path) -> None:
+        ended = launch(folder, cwd=folder, script=HERE / "parallel_worker.py")
+        assert ended.status == 0, ended.text
+
+    folder = made_once("parallel", make)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -207,13 +208,14 @@ def machine_of(out: Path, method: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
+    """By the real launcher, each importing everything by itself: without a plug-in too, whose check imports Avalanche early."""
     path = write(tmp_path, small("full_coconut", "lora_nearest"))
     ended = torchrun("-m", "cl_softcot.run", path, "output_dir=two", cwd=tmp_path)
     assert ended.status == 0, ended.text
     assert_numbers_of_one_process(tmp_path / "two", finished(), ["full_coconut", "lora_nearest"])
     assert machine_of(tmp_path / "two", "full_coconut")["processes"] == 2
     assert ended.out.count("full_coconut.given.seed0 finished") == 1  # one process speaks
-    again = torchrun("-m", "cl_softcot.run", path, "output_dir=two", cwd=tmp_path)
+    again = launch(path, "output_dir=two", cwd=tmp_path)
     assert again.status == 0 and again.out.count("was finished before") == 2, again.text
 
 
@@ -240,7 +242,7 @@ def test_the_embedded_models_in_several_processes(tmp_path, processes):
     data = many(tiny, train={"steps": 6, "micro_batch_size": 1}, evaluate={"test": 12, "batch_size": 5})
     path = write(tmp_path, data)
     assert start(path, "output_dir=one", cwd=tmp_path).status == 0
-    ended = torchrun("-m", "cl_softcot.run", path, "output_dir=several", cwd=tmp_path, processes=processes)
+    ended = launch(path, "output_dir=several", cwd=tmp_path, processes=processes)
     assert ended.status == 0, ended.text
     assert_numbers_of_one_process(tmp_path / "several", tmp_path / "one", MANY)
     assert (
@@ -256,7 +258,7 @@ def test_sharded_weights_give_the_numbers_of_one_process(tmp_path, processes):
     path = write(tmp_path, data)
     assert start(path, "output_dir=one", cwd=tmp_path).status == 0
     sharded = ["train.sharding=full", "output_dir=sharded"]
-    ended = torchrun("-m", "cl_softcot.run", path, *sharded, cwd=tmp_path, processes=processes)
+    ended = launch(path, *sharded, cwd=tmp_path, processes=processes)
     assert ended.status == 0, ended.text
     assert_numbers_of_one_process(tmp_path / "sharded", tmp_path / "one", ["full_coconut"])
     # Checkpoints hold whole tensors: one process goes on with what four sharded began.
@@ -277,7 +279,7 @@ def test_a_killed_launch_goes_on_with_another_number_of_processes(tmp_path, shar
     assert start(path, "output_dir=one", cwd=tmp_path).status == 0
     kill = ("cl_softcot.learning.loop:TrainingLoop._count_step", 12)
     assert start(path, "output_dir=out", cwd=tmp_path, kill_at=kill).status == -signal.SIGKILL
-    ended = torchrun("-m", "cl_softcot.run", path, "output_dir=out", cwd=tmp_path)
+    ended = launch(path, "output_dir=out", cwd=tmp_path)
     assert ended.status == 0, ended.text
     assert "begun with 1 processes, goes on with 2" in ended.out
     assert_numbers_of_one_process(tmp_path / "out", tmp_path / "one", ["full_coconut"])
@@ -290,7 +292,7 @@ def test_dropout_is_drawn_apart_and_the_same_again(tmp_path):
     """Masks differ between processes, so that losses are not those of one; memories of a plug-in stay common."""
     path = write(tmp_path, small("lora_replay"))
     for out in ("a", "b"):
-        ended = torchrun("-m", "cl_softcot.run", path, f"output_dir={out}", cwd=tmp_path)
+        ended = launch(path, f"output_dir={out}", cwd=tmp_path)
         assert ended.status == 0, ended.text
     assert_numbers_of_one_process(tmp_path / "a", tmp_path / "b", ["lora_replay"], tolerance=0.0)
     losses = [
@@ -330,31 +332,30 @@ def test_a_size_without_a_meeting_place_is_one_error(tmp_path):
 
 
 FAILING = """
-from cl_softcot import parallel
+from cl_softcot.machine import processes
 from strategies.frozen_backbone import FrozenBackbone
 
-parallel._PATIENCE = 3.0
+processes._PATIENCE = 3.0
 
 
 class Failing(FrozenBackbone):
     def after(self, turn):
-        if parallel.rank() == 1:
+        if processes.rank() == 1:
             raise ZeroDivisionError("only here")
 """
 
 
 @pytest.mark.slow
 def test_a_process_that_fails_alone_ends_the_launch(tmp_path):
-    """No hang: its story is told, and what was measured before is kept."""
+    """No hang (of which this test would be ended): its story is told, and what was measured before is kept."""
     (tmp_path / "failing.py").write_text(FAILING)
     data = small("softcot")
     data["methods"][0]["strategy"] = "failing:Failing"
-    started = time.monotonic()
     path = [str(tmp_path), environment()["PYTHONPATH"]]
     ended = torchrun(
         "-m", "cl_softcot.run", write(tmp_path, data), "output_dir=out", cwd=tmp_path, PYTHONPATH=os.pathsep.join(path)
     )
-    assert ended.status != 0 and time.monotonic() - started < 150
+    assert ended.status != 0
     assert "process 1 of 2 failed alone" in ended.err and "ZeroDivisionError: only here" in ended.err
     folder = run_folders(tmp_path / "out")["softcot"]
     assert (folder / "rows" / "row_0.json").exists() and not (folder / "result.json").exists()

@@ -42,15 +42,9 @@ def test_golden_matrix(name):
     assert matrix.summary(GOLDEN)[name] == pytest.approx(GOLDEN_VALUES[name], abs=1e-12)
 
 
-def test_golden_matrix_as_rounded_in_the_literature_table():
-    values = {name: round(value, 4) for name, value in matrix.summary(GOLDEN).items()}
-    assert values["bwt/gem"] == 0.0167
-    assert values["bwt/trace"] == 0.0125
-    assert values["bwt/continuum"] == 0.0433
-    assert values["fwt/gem"] == 0.07
-    assert values["forgetting/chaudhry"] == values["forgetting/chaudhry_from_learned"] == 0.05
-    assert values["forgetting/mammoth"] == 0.0767
-    assert values["forgetting/avalanche"] == -0.0167
+def test_a_summary_holds_these_numbers_and_no_others_accuracy_first():
+    summary = matrix.summary(GOLDEN)
+    assert set(summary) == set(GOLDEN_VALUES) and next(iter(summary)) == "acc"
 
 
 def test_a_best_row_before_the_tasks_own_turn_separates_the_two_chaudhry_variants():
@@ -59,26 +53,6 @@ def test_a_best_row_before_the_tasks_own_turn_separates_the_two_chaudhry_variant
     assert values["forgetting/chaudhry_from_learned"] == pytest.approx(0.05)
     assert values["forgetting/mammoth"] == pytest.approx(0.23 / 3)
     assert values["bwt/gem"] == pytest.approx(0.05 / 3)
-
-
-def test_summary_names_are_the_catalogue_and_the_plain_functions():
-    by_function = {
-        "acc": matrix.average_accuracy,
-        "learning_accuracy": matrix.learning_accuracy,
-        "own_task_change": matrix.own_task_change,
-        "final_change": matrix.final_change,
-        "bwt/gem": matrix.bwt_gem,
-        "bwt/trace": matrix.bwt_trace,
-        "bwt/continuum": matrix.bwt_continuum,
-        "fwt/gem": matrix.fwt_gem,
-        "forgetting/chaudhry": matrix.forgetting_chaudhry,
-        "forgetting/chaudhry_from_learned": matrix.forgetting_chaudhry_from_learned,
-        "forgetting/mammoth": matrix.forgetting_mammoth,
-        "forgetting/avalanche": matrix.forgetting_avalanche,
-    }
-    summary = matrix.summary(GOLDEN)
-    assert next(iter(summary)) == "acc"
-    assert summary == {name: function(GOLDEN) for name, function in by_function.items()}
 
 
 def test_one_task_leaves_transfer_and_forgetting_undefined():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 from collections.abc import Iterator
 
@@ -34,19 +35,18 @@ WAYS = {
 
 
 @pytest.fixture(autouse=True)
-def store() -> Iterator[PrefixStore]:
-    """An empty one on the CPU, with room for everything; other tests' are put aside."""
-    before = dict(frozen_prefix._stores)
-    frozen_prefix._stores.clear()
+def store(monkeypatch) -> Iterator[PrefixStore]:
+    """An empty one on the CPU, with room for everything."""
+    monkeypatch.setenv(MEMORY, "")  # which ``with_room`` sets: as it was behind the test
     yield with_room(10**9)
-    frozen_prefix._stores.clear()
-    frozen_prefix._stores.update(before)
+    frozen_prefix.forget()
 
 
 def with_room(limit: int) -> PrefixStore:
     """A new, empty store."""
-    frozen_prefix._stores[torch.device("cpu")] = PrefixStore(limit)
-    return frozen_prefix._stores[torch.device("cpu")]
+    os.environ[MEMORY] = str(limit)
+    frozen_prefix.forget()
+    return frozen_prefix.store_on(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -396,14 +396,14 @@ def test_a_backbone_that_learns_gets_its_gradient_through_the_prompt(tmp_path, s
 
 @pytest.mark.parametrize(("said", "limit"), [("2MB", 2 * 10**6), ("off", 0), ("0", 0), ("1.5GB", 1.5e9), ("", 512 * 10**6)])
 def test_the_bound_comes_from_the_environment(said, limit, monkeypatch, words):
-    frozen_prefix._stores.clear()
+    frozen_prefix.forget()
     monkeypatch.setenv(MEMORY, said)
     prefixes_of(words, random_prefixes(1))
     assert frozen_prefix.stores()[torch.device("cpu")].limit == limit
 
 
 def test_a_bound_that_is_no_size_is_one_clear_message(monkeypatch, words):
-    frozen_prefix._stores.clear()
+    frozen_prefix.forget()
     monkeypatch.setenv(MEMORY, "much")
     with pytest.raises(UserError, match="CL_SOFTCOT_PREFIX_MEMORY: 'much' is no size"):
         prefixes_of(words, random_prefixes(1))

@@ -124,7 +124,7 @@ def test_what_few_batches_leave_over_is_written_together(tmp_path, monkeypatch, 
         return rows
 
     together = steps()
-    monkeypatch.setattr("cl_softcot.models.writing._FEW", 0.0)
+    monkeypatch.setattr("cl_softcot.models.writing.FEW", 0.0)
     one_after_the_other = steps()
     assert len(together) < len(one_after_the_other)
 
@@ -134,8 +134,8 @@ def test_prompts_are_read_a_few_rows_at_a_time(backbone, monkeypatch, places):
     parts = parts_of(backbone, Cot())
     encoded = encode(backbone, parts.reasoning, examples(9))
     expected = [one_by_one(backbone, e.prefix_ids, 10) for e in encoded]
-    monkeypatch.setattr("cl_softcot.models.running._NUMBERS_IN_CACHE", 0)
-    monkeypatch.setattr("cl_softcot.models.running._LEAST_PLACES", places)
+    monkeypatch.setattr("cl_softcot.models.running.NUMBERS_IN_CACHE", 0)
+    monkeypatch.setattr("cl_softcot.models.running.LEAST_PLACES", places)
     rows, run = [], backbone.run_core
     monkeypatch.setattr(backbone, "run_core", lambda x, **k: rows.append(len(x)) or run(x, **k))
     assert [g.ids for g in generate(parts.reasoning, parts, encoded, 10, drafts=False)] == expected

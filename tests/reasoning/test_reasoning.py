@@ -655,7 +655,7 @@ def test_a_frozen_heads_logits_are_made_once_or_not_at_all(tmp_path, monkeypatch
 @pytest.fixture
 def large_head(tmp_path, monkeypatch):
     backbone = words_model(tmp_path)
-    monkeypatch.setattr("cl_softcot.models.head._PACKED", range(1, 2**20))
+    monkeypatch.setattr("cl_softcot.models.head.PACKED", range(1, 2**20))
     return backbone
 
 

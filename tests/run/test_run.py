@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from run_fakes import (
     METHODS,
-    ROOT,
     assert_same_numbers,
     command,
     environment,
@@ -132,6 +131,7 @@ def test_frozen_weights_are_hashed():
 # -------------------------------------------------------------------------------------------------- how it is used
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end_on_the_embedded_models(tmp_path):
     """In processes of its own, two side by side; MLflow cannot be reached, and no result depends on it."""
     path = write(tmp_path, tiny("full_coconut", "softcot_oracle", tracking={"mlflow": True}), "small.yaml")
@@ -152,19 +152,15 @@ def test_the_command_end_to_end_on_the_embedded_models(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_and_two_jobs_give_the_same_numbers(tmp_path):
-    path = write(tmp_path, small(*METHODS))
-    for jobs in (1, 2):
-        ended = command(path, f"output_dir=jobs{jobs}", "--jobs", jobs, cwd=tmp_path)
-        assert ended.status == 0, ended.text
-        assert_same_numbers(tmp_path / f"jobs{jobs}", finished())
-
-
-@pytest.mark.slow
-def test_threads_of_the_environment_change_no_number(tmp_path):
-    ended = command(write(tmp_path, small("full_coconut")), "output_dir=out", cwd=tmp_path, OMP_NUM_THREADS="2")
+def test_workers_and_threads_of_the_environment_change_no_number(tmp_path):
+    """All methods by two workers; and by one in an environment that asks for more threads than it gets."""
+    ended = command(write(tmp_path, small(*METHODS)), "output_dir=two", "--jobs", 2, cwd=tmp_path)
     assert ended.status == 0, ended.text
-    assert_same_numbers(tmp_path / "out", finished(), ["full_coconut"])
+    assert_same_numbers(tmp_path / "two", finished())
+    few = ["full_coconut", "lora_replay"]
+    ended = command(write(tmp_path, small(*few)), "output_dir=one", "--jobs", 1, cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert ended.status == 0, ended.text
+    assert_same_numbers(tmp_path / "one", finished(), few)
 
 
 def test_dry_run_writes_nothing(tmp_path):
@@ -342,11 +338,3 @@ def test_plugins_of_the_working_folder_reach_the_workers(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_numbers(tmp_path / "script", tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_the_smoke_experiment_runs(tmp_path):
-    ended = command(ROOT / "experiments" / "smoke.yaml", cwd=tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
-    assert ended.status == 0, ended.text
-    assert (tmp_path / "runs" / "smoke" / "table.txt").exists()
-    assert "http" in ended.out
