@@ -64,14 +64,14 @@ def readme_table(folder: Path) -> str:
     runs = by_method(load_results(folder))
     rows = []
     for method in README_METHODS:
-        trained = any(run["cost"]["trained_parameters"] for run in runs[method])
+        trained = any(run.cost.trained_parameters for run in runs[method])
         columns = (
-            [run["summary"]["learning_accuracy"] if trained else None for run in runs[method]],
-            [run["summary"]["bwt/gem"] if trained else None for run in runs[method]],
-            [run["retention"]["as_used"][-1]["all"] for run in runs[method]],
-            [run["retention"]["weights_alone"][-1]["all"] for run in runs[method]],
+            [run.summary["learning_accuracy"] if trained else None for run in runs[method]],
+            [run.summary["bwt/gem"] if trained else None for run in runs[method]],
+            [run.at("retention.as_used")[-1]["all"] for run in runs[method]],
+            [run.at("retention.weights_alone")[-1]["all"] for run in runs[method]],
         )
-        tokens = spread(run["cost"]["tokens_per_answer"] for run in runs[method])
+        tokens = spread(run.cost.tokens_per_answer for run in runs[method])
         rows.append([method, *(_mean_and_deviation(spread(values)) for values in columns), f"{tokens.mean:.1f}"])
     return table(("method", *README_COLUMNS), rows)
 
@@ -414,11 +414,9 @@ def _meaning(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 
 def result_page() -> str:
-    """The fields, from the table beside the kept results."""
-    text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    fields = re.search(r"## Fields of `result.json`\n\n(\|.*?\n)\n", text, re.S)
-    if fields is None:
-        sys.exit(f"{RESULTS / 'README.md'} has no table of the fields of result.json")
+    """The fields, from the record's own type."""
+    from cl_softcot.results.record import record_fields
+
     return "\n".join(
         [
             "# result.json",
@@ -426,9 +424,9 @@ def result_page() -> str:
             "One file a run, written last: everything that was measured, as plain JSON. In keys, *as_used* means deployed (with",
             "everything that the method brings) and *weights_alone* the backbone only (everything that it brings switched off);",
             "{doc}`words` has all of them. Read it with any JSON library, or with",
-            "`cl_softcot.results.reading.load_results(FOLDER)`.",
+            "`cl_softcot.results.load_results(FOLDER)`, whose `to_dataframe()` has a row for every number.",
             "",
-            fields[1],
+            record_fields(),
         ]
     )
 

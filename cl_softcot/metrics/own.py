@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,19 +102,3 @@ def _find(path: str) -> OwnMetric:
     if not parameters:
         raise UserError(f"the metric {path} takes nothing", fix="It gets the accuracy matrix, or the record of a run.")
     return OwnMetric(name, path, meaning, function, parameters[0] == "record")
-
-
-def with_metrics(record: RunRecord, metrics: Sequence[OwnMetric]) -> RunRecord:
-    """The record with those of the metrics that it lacks: a finished run needs not be run again for another number.
-
-    Raises:
-        UserError: if one of them cannot be computed.
-    """
-    from cl_softcot.results.record import MetricMeaning
-
-    new = [metric for metric in metrics if metric.name not in record.summary]
-    if not new:
-        return record
-    says = ("formula", "source", "unit", "direction")
-    meanings = {m.name: MetricMeaning(**{key: getattr(m.meaning, key) for key in says}, function=m.path) for m in new}
-    return record.with_summary({metric.name: metric.value(record) for metric in new}, meanings)

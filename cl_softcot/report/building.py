@@ -10,7 +10,7 @@ from typing import Any
 from cl_softcot import __version__
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_text, read_json
-from cl_softcot.metrics.own import find_metrics, with_metrics
+from cl_softcot.metrics.own import find_metrics
 from cl_softcot.registry import modules_of
 from cl_softcot.report import sections
 from cl_softcot.report.capability import section as capability
@@ -20,6 +20,7 @@ from cl_softcot.report.studies import Study, choose_control, differences, load_s
 from cl_softcot.report.writing import Part, write
 from cl_softcot.results import kept
 from cl_softcot.results.folder import ExperimentFolder
+from cl_softcot.results.own_metrics import with_metrics
 
 
 def build(

@@ -28,7 +28,7 @@ from cl_softcot.config.plan import OnRow, RunSpec
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
 from cl_softcot.machine import processes
-from cl_softcot.metrics.own import find_metrics, with_metrics
+from cl_softcot.metrics.own import find_metrics
 from cl_softcot.provenance import is_dirty, revision, versions
 from cl_softcot.registry import source_file
 from cl_softcot.results import kept
@@ -36,6 +36,7 @@ from cl_softcot.results.colors import palette
 from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
 from cl_softcot.results.folder import PACKED, ExperimentFolder, RunFolder
 from cl_softcot.results.keeping import restore_run, restore_study
+from cl_softcot.results.own_metrics import with_metrics
 from cl_softcot.results.reading import Results, load_results, order_like
 from cl_softcot.results.record import VIEWS, RunRecord, read_record
 from cl_softcot.run import base, one_run

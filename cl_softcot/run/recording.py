@@ -16,9 +16,10 @@ from cl_softcot.metrics.cost import count_parameters, peak_memory_mb
 from cl_softcot.metrics.flips import flips_of_run
 from cl_softcot.metrics.intervals import summary_intervals
 from cl_softcot.metrics.matrix import summary
-from cl_softcot.metrics.own import find_metrics, with_metrics
+from cl_softcot.metrics.own import find_metrics
 from cl_softcot.metrics.routing import routing_accuracy
 from cl_softcot.results.folder import RunFolder
+from cl_softcot.results.own_metrics import with_metrics
 from cl_softcot.results.record import SCHEMA, PartialRecord, RunRecord
 
 Row = Mapping[str, Any]  # what ``Evaluator.row`` measured after one experience

@@ -11,12 +11,13 @@ from run_fakes import result, small, start, write
 from cl_softcot.config.fingerprint import fingerprint, run_fingerprint
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
-from cl_softcot.metrics.own import find_metrics, with_metrics
+from cl_softcot.metrics.own import find_metrics
 from cl_softcot.metrics.routing import routing_accuracy
 from cl_softcot.report.__main__ import main as report
 from cl_softcot.results import load_results
 from cl_softcot.results.events import final_metrics, read_events
 from cl_softcot.results.headline import method_numbers
+from cl_softcot.results.own_metrics import with_metrics
 from cl_softcot.track.console import table_text
 
 SOURCE = """

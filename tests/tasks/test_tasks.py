@@ -303,7 +303,7 @@ def test_splits_share_no_question_over_seeds_conventions_and_notes(family, small
 
 def test_pretraining_documents_hold_no_question_of_valid_or_test(small_world, monkeypatch):
     """In a world so small that they would meet if they could. Single facts are the exception: they are the store."""
-    from cl_softcot.models.builtin import corpus
+    from cl_softcot.tiny import corpus
 
     monkeypatch.setattr(corpus, "_tasks", lambda private: TASKS)
     held_out: dict[str, str] = {}

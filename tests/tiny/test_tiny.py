@@ -16,8 +16,8 @@ import torch  # noqa: E402
 from cl_softcot.errors import UserError  # noqa: E402
 from cl_softcot.files import sha256_of  # noqa: E402
 from cl_softcot.models import builtin  # noqa: E402
-from cl_softcot.models.builtin import corpus, pretrain, score  # noqa: E402
 from cl_softcot.models.language_model import load_language_model  # noqa: E402
+from cl_softcot.tiny import corpus, pretrain, score  # noqa: E402
 from cl_softcot.tiny.corpus import FAMILIES, SPECIALS, vocabulary  # noqa: E402
 
 RECIPES = json.loads((builtin.HERE / "recipes.json").read_text())
