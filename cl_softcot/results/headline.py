@@ -34,7 +34,7 @@ def numbers(result: RunRecord) -> dict[str, float | None]:
         "tokens": cost.tokens_per_answer,
         "train_seconds": cost.train_seconds,
         "evaluate_seconds": cost.evaluate_seconds,
-        **{name: summary.get(name) for name in result.metrics or {}},
+        **{f"summary/{name}": summary.get(name) for name in result.metrics or {}},
     }
 
 

@@ -231,8 +231,9 @@ def columns_of(results: Iterable[RunRecord]) -> list[tuple[str, str, str]]:
     """``COLUMNS``, and what only some experiments have: routing, and metrics of their own."""
     results = list(results)
     routed = [_ROUTING] if any(r.routing_accuracy for r in results) else []
-    own = {name: meaning for r in results for name, meaning in (r.metrics or {}).items()}
-    return [*COLUMNS[:6], *((name, _own_header(name, m.direction), "share") for name, m in own.items()), *routed, *COLUMNS[6:]]
+    meanings = {name: meaning for r in results for name, meaning in (r.metrics or {}).items()}
+    own = [(f"summary/{name}", _own_header(name, meaning.direction), "share") for name, meaning in meanings.items()]
+    return [*COLUMNS[:6], *own, *routed, *COLUMNS[6:]]
 
 
 def _own_header(name: str, direction: str) -> str:

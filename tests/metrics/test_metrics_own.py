@@ -114,7 +114,7 @@ def test_finished_runs_get_it_too(mine, capsys):
     assert more.summary["worst_task"] == min(record.accuracy.matrix[-1]) and "worst_task" not in record.summary
     assert with_metrics(more, find_metrics(BOTH)) is more
     assert final_metrics(more)["final/worst_task"] == more.summary["worst_task"]
-    assert method_numbers([more])["worst_task"].mean == more.summary["worst_task"]
+    assert method_numbers([more])["summary/worst_task"].mean == more.summary["worst_task"]
     assert "worst task" in table_text([more]) and "worst task" not in table_text([record])
     assert report([str(study), "--no-mlflow", "--metric", "my_numbers:nothing"]) == 2
     assert "has no function 'nothing'" in capsys.readouterr().err

@@ -580,7 +580,7 @@ def test_numbers_of_the_table(sixteen, several):
 
     rows = {line.split()[1]: line.split()[2:] for line in final_table(sixteen).plain.splitlines()[4:]}
     run = next(r for r in sixteen if r.method == "full_cot")
-    assert rows["full_cot"][1] == f"{run['summary']['acc']:.3f}" and rows["full_cot"][6] == "893k"
+    assert rows["full_cot"][1] == f"{run.summary['acc']:.3f}" and rows["full_cot"][6] == "893k"
     assert rows["zero_shot_cot"][0] == "–", "what learned nothing has no learned number"
     assert rows["softcot_per_task_oracle"][2:4] == ["0", "0"], "an exact zero is told apart from a rounded one"
     runs = [r.summary["acc"] for r in several if r.method == "full_cot"]
