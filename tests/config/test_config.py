@@ -697,7 +697,7 @@ def test_loading_is_fast_and_imports_only_what_is_named(write):
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": source})
     assert done.stdout == "[]\n", done.stderr
-    assert time.perf_counter() - start < 15, "seconds; typically one"
+    assert time.perf_counter() - start < 60, "seconds; typically three: the base classes of what is named bring torch"
 
 
 REAL = """\
