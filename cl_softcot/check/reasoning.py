@@ -101,7 +101,10 @@ class _Trial:
     def answers_do_not_leak(self) -> None:
         parts, _ = self.made
         items = bench.examples(6)
-        other = [dataclasses.replace(e, steps=e.steps[:1] or ("so",), answer=items[0].answer) for e in items]
+        others = [*items[1:], items[0]]  # other steps, in other numbers, and another answer to the same question
+        other = [
+            dataclasses.replace(e, steps=(*o.steps, *o.steps[:1]), answer=o.answer) for e, o in zip(items, others, strict=True)
+        ]
         prefixes = [[e.prefix_ids for e in bench.encoded(parts, some, answering=True)] for some in (items, other)]
         if prefixes[0] != prefixes[1]:
             raise Broken("the prompt knows the gold steps or the answer", "Where phase.answering is set, use neither.")
