@@ -103,7 +103,12 @@ def test_every_number_is_measured_once_however_often_it_is_killed(folder):
     assert again.status == 0 and "1 run was finished before" in again.out or "finished before" in again.out, again.text
 
 
-@pytest.mark.parametrize("method", ["full_coconut", "softcot_oracle", "lora_replay"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "method", ["full_coconut", pytest.param("softcot_oracle", marks=SLOW), pytest.param("lora_replay", marks=SLOW)]
+)
 def test_inside_a_turn_it_is_measured_once_at_the_right_weights_and_leaves_no_trace(method, folder):
     """The models of these methods have dropout, plugins, copies, stages; checkpoints are made at steps 2 and 4."""
     path = write(folder, with_own(method, name="own:Inside", rows="each"))

@@ -52,10 +52,11 @@ STRATEGIES = {"zero_shot": {}, "full_finetune": {"learning_rate": 1e-3}, "lora":
 
 
 def _params(everything=False):
-    for family in FAMILIES:
-        for style in STYLES:
-            core = family in CORE and (style == "chat") == (family != "gpt2")
-            yield pytest.param((family, style), id=f"{family}-{style}", marks=[] if core or everything else [SLOW])
+    """Every family in one style, every other one as a chat model; ``everything``: in both, for what one call tests."""
+    for i, family in enumerate(FAMILIES):
+        own = ("chat" if family != "gpt2" else "plain") if family in CORE else list(STYLES)[i % 2]
+        for style in STYLES if everything else [own]:
+            yield pytest.param((family, style), id=f"{family}-{style}", marks=[] if family in CORE or everything else [SLOW])
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,11 @@ JUDGED = "cl_softcot.answering.evaluate:_prediction"
 # ----------------------------------------------------------------------------------------------- kill -9, exactly
 
 
-@pytest.mark.parametrize("method", METHODS)
+# In the quick run one method that routes over several models and one with a plug-in's memory; the others in CI.
+QUICK = ("softcot_oracle", "lora_replay")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in METHODS])
 def test_killed_again_and_again_equals_uninterrupted(method, tmp_path):
     """Every start is killed a little later than the one before, while it writes, until one comes to the end."""
     path = write(tmp_path, small(method))

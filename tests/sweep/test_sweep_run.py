@@ -34,9 +34,9 @@ from sweep_fakes import (
 from cl_softcot.results.events import read_events
 from cl_softcot.run import __main__ as run_command
 from cl_softcot.run import api
-from cl_softcot.sweep import alive, trials
+from cl_softcot.sweep import alive
 from cl_softcot.sweep.__main__ import main
-from cl_softcot.sweep.commands import worker
+from cl_softcot.sweep.worker import Interrupted
 from cl_softcot.track import figures
 
 
@@ -148,7 +148,7 @@ def test_an_interrupted_sweep_proposes_and_finds_what_an_uninterrupted_one_does(
             on_row(spec, i, partial)
             calls[0] += 1
             if calls[0] == 5:  # in the second trial, behind its first experience
-                raise worker.Interrupted(signal.SIGTERM)
+                raise Interrupted(signal.SIGTERM)
 
         return original(config, on_row=stops, **options)
 
@@ -310,7 +310,7 @@ def test_an_experiment_that_was_changed_is_noticed_by_late_workers(here, capsys)
 
 def test_silence_is_counted_by_looking_and_never_while_nobody_could_look(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(trials.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(alive.time, "monotonic", lambda: now[0])
 
     class Trial:
         number = 0

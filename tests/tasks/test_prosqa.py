@@ -289,6 +289,7 @@ def test_shallow_rules_score_on_original_questions_as_on_the_published_ones(rule
     assert abs(accuracy(rule, generated()) - KNOWN[rule]) < 3.5 * 0.5 * math.sqrt(1 / 2000 + 1 / 800)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [*KNOWN, "named nearest to the person", "first in the alphabet"])
 def test_shallow_rules_are_guesses_on_hardened_questions(rule):
     """Published questions give away 0.16 to 0.34 above a half; here nothing that 1,000 questions would show."""
