@@ -133,13 +133,12 @@ def _dry_run(sweep: SweepConfig, args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     from cl_softcot.sweep.folder import find
-    from cl_softcot.sweep.status import describe as stands
-    from cl_softcot.sweep.status import is_done
+    from cl_softcot.sweep.status import is_done, standing
 
     sweep = existing(args.sweep)
     searches = find(sweep)
     while True:
-        print(stands(searches), flush=True)
+        print(standing(searches), flush=True)
         _tell_jobs(sweep)
         done = all(is_done(search, search.records()) for search in searches)
         if done or not args.watch:

@@ -22,10 +22,10 @@ def say(text: str) -> None:
 def finish_sweep(sweep: SweepConfig) -> int:
     from cl_softcot.sweep.finish import finish
     from cl_softcot.sweep.folder import find
-    from cl_softcot.sweep.status import describe as stands
+    from cl_softcot.sweep.status import standing
 
     finish(sweep, say)
-    print(stands(find(sweep)))
+    print(standing(find(sweep)))
     return 0
 
 

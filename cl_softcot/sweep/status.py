@@ -79,7 +79,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def describe(searches: Sequence[Search]) -> str:
+def standing(searches: Sequence[Search]) -> str:
     """All that `sweep status` shows."""
     lines = []
     for search in searches:
