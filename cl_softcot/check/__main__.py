@@ -1,17 +1,18 @@
-"""The command: ``python -m cl_softcot.check mine.strategies:Mine rank=4``."""
+"""``python -m cl_softcot.check package.module:Class [key=value ...]``: whether a plug-in of your own keeps its contract."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from cl_softcot.commands import ONE_THREAD, called, guarded
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m cl_softcot.check",
+        prog=called("check"),
         description="Checks on the embedded models that a plug-in of your own keeps its contract. Its kind is found by its base.",
         epilog="exit status: 0 everything is kept, 1 something is not, 2 it could not be tried",
     )
@@ -22,16 +23,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-    from cl_softcot.errors import UserError
+    return guarded(lambda: _check(args.plugin, args.settings), environment=ONE_THREAD)
 
-    try:
-        lines = list(_shown(lines_of(args.plugin, args.settings)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _check(plugin: str, settings: list[str]) -> int:
+    lines = list(_shown(lines_of(plugin, settings)))
     wrong = sum(not line.ok for line in lines)
-    print(f"{args.plugin}: {f'{wrong} of {len(lines)} rules are broken' if wrong else f'all {len(lines)} rules are kept'}")
+    print(f"{plugin}: {f'{wrong} of {len(lines)} rules are broken' if wrong else f'all {len(lines)} rules are kept'}")
     return 1 if wrong else 0
 
 

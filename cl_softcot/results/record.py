@@ -26,7 +26,7 @@ Real = int | float
 Interval = list[Real | None] | None
 
 
-class Part(BaseModel):
+class RecordPart(BaseModel):
     """A section of the record. It never changes; ``as_dict`` holds what was given and nothing else."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, protected_namespaces=())
@@ -36,7 +36,7 @@ class Part(BaseModel):
         return self.model_dump(exclude_unset=True, by_alias=True)
 
 
-class Chosen(Part):
+class Chosen(RecordPart):
     """A plug-in by its name, and its settings beside it."""
 
     name: str = Field(description="which one; its settings stand beside the name")
@@ -49,12 +49,12 @@ def _by_name(value: Any) -> Any:
 Plugin = Annotated[Chosen, BeforeValidator(_by_name)]
 
 
-class PerTask(Part):
+class PerTask(RecordPart):
     routing: str = Field("oracle", description="`oracle`: the task is told; `nearest`: it is found from the assistant's states")
     unseen: str = Field("base", description="who answers a question that no copy claims")
 
 
-class Accuracy(Part):
+class Accuracy(RecordPart):
     """On the stream's tasks, as used. Row i is after experience i, row 0 the base; column j is the task of experience j + 1."""
 
     matrix: list[list[Real | None]] = Field(
@@ -75,7 +75,7 @@ class Accuracy(Part):
     )
 
 
-class RetentionRow(Part):
+class RetentionRow(RecordPart):
     """Accuracy on the base's own abilities after one experience."""
 
     families: dict[str, Real | None] = Field({}, description="fraction, higher is better: accuracy on each family")
@@ -89,7 +89,7 @@ class RetentionRow(Part):
     unrelated_interval: Interval = Field(None, description="95 % interval of `unrelated`")
 
 
-class Retention(Part):
+class Retention(RecordPart):
     families: list[str] = Field([], description="the base's own families that are measured")
     same_family: list[str] | None = Field(None, description="those of them that a task of the stream belongs to")
     as_used: list[RetentionRow | None] = Field(
@@ -100,7 +100,7 @@ class Retention(Part):
     )
 
 
-class Drift(Part):
+class Drift(RecordPart):
     as_used: list[dict[str, Any] | None] = Field(
         [],
         description="a row an experience: `forward_kl/<set>` = KL(base‖model) on the base's text, `reverse_kl/<set>` = "
@@ -109,7 +109,7 @@ class Drift(Part):
     weights_alone: list[dict[str, Any] | None] = Field([], description="the same of the bare weights in plain CoT")
 
 
-class Cost(Part):
+class Cost(RecordPart):
     trained_parameters: Real | None = Field(None, description="count: numbers that are trained, of all copies together")
     trained_parameters_per_copy: Real | None = Field(None, description="count: the same of one copy")
     tokens_per_answer: Real | None = Field(None, description="written tokens and end of text of an answer, mean at the end")
@@ -126,7 +126,7 @@ class Cost(Part):
     peak_memory_mb: Real | None = Field(None, description="largest memory of the process, MB (of the GPU's where it has one)")
 
 
-class Flips(Part):
+class Flips(RecordPart):
     """A task's questions that changed sides; fractions, see the metrics `flips/*`."""
 
     since_own: dict[str, dict[str, Real]] | None = Field(
@@ -138,13 +138,13 @@ class Flips(Part):
     )
 
 
-class Frozen(Part):
+class Frozen(RecordPart):
     backbone_sha256_before: str | None = Field(None, description="SHA-256 of the backbone's weights before the first turn")
     backbone_sha256_after: str | None = Field(None, description="and after the last")
     unchanged: bool | None = Field(None, description="whether they are the same to the bit")
 
 
-class Machine(Part):
+class Machine(RecordPart):
     processor: str | None = Field(None, description="kind of processor")
     system: str | None = Field(None, description="operating system")
     device: str | None = Field(None, description="where the backbone was: `cpu`, `cuda:0`, ...")
@@ -152,7 +152,7 @@ class Machine(Part):
     processes_before: list[int] | None = Field(None, description="earlier numbers of them, where a run went on with others")
 
 
-class MetricMeaning(Part):
+class MetricMeaning(RecordPart):
     """What a metric of the experiment's own says, so that a reader needs not its code."""
 
     formula: str = Field(description="how it is computed")
@@ -206,7 +206,7 @@ class Rows:
         return here
 
 
-class PartialRecord(Rows, Part):
+class PartialRecord(Rows, RecordPart):
     """What a run knows of itself while it goes on: every list holds the rows so far."""
 
     tasks: list[str] = Field([], description="the stream's tasks in the order in which they are learned")
@@ -215,7 +215,7 @@ class PartialRecord(Rows, Part):
     drift: Drift = Field(default_factory=Drift, description="how far the model's answers moved from the base's")
 
 
-class RunRecord(Rows, Part):
+class RunRecord(Rows, RecordPart):
     """What a finished run leaves behind: ``result.json``, its fields in the order of the file."""
 
     schema_version: int = Field(1, alias="schema", description="2; 1 lacks what later records have")
@@ -349,7 +349,7 @@ def record_fields() -> str:
     return "\n".join(lines) + "\n"
 
 
-def fields_of(model: type[Part], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def fields_of(model: type[RecordPart], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(dotted name, type in words, meaning) of every field, of the sections' fields too; ``[i]`` and ``<name>`` stand for any."""
     for name, info in model.model_fields.items():
         if info.exclude:
@@ -360,9 +360,9 @@ def fields_of(model: type[Part], prefix: str = "") -> Iterator[tuple[str, str, s
             yield from fields_of(inside, f"{path}{place}.")
 
 
-def _sections(kind: Any) -> Iterable[tuple[str, type[Part]]]:
+def _sections(kind: Any) -> Iterable[tuple[str, type[RecordPart]]]:
     """The models inside a field's type, and how a path goes on to them."""
-    if isinstance(kind, type) and issubclass(kind, Part):
+    if isinstance(kind, type) and issubclass(kind, RecordPart):
         return [("", kind)]
     origin, inside = get_origin(kind), [a for a in get_args(kind) if a is not type(None)]
     if origin is Annotated:

@@ -40,6 +40,9 @@ class SourceSettings(TaskSettings):
     hub: str = hub_id("")
     revision: str | None = Field(None, description="commit or tag of the data set on the hub (null: the newest)")
 
+    def is_here(self) -> bool:
+        return self.path is not None or not self.hub
+
 
 @dataclass(frozen=True)
 class Row:

@@ -86,6 +86,10 @@ class TaskSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def is_here(self) -> bool:
+        """Whether the data that they name need no network."""
+        return True
+
 
 _MARKER = re.compile(r"(?:^|(?<=\s))(?:####?|answer|Answer(?=:))(?=\s|:|$):?")
 
@@ -222,10 +226,7 @@ class Benchmark(Task):
         return example
 
     def at_hand(self) -> bool:
-        from cl_softcot.tasks._sources import SourceSettings
-
-        source = self.settings
-        return not isinstance(source, SourceSettings) or source.path is not None or not source.hub
+        return self.settings.is_here()
 
     def all(self, split: Split) -> tuple[Example, ...]:
         """Every example of a split; read once. UserError where the split is not offered or its rows cannot be used."""

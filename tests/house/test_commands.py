@@ -30,7 +30,7 @@ def fails(error: BaseException):
 
 def test_every_documented_command_is_found_and_says_what_it_does():
     found = registry.commands()
-    assert {"cache", "config", "law", "report", "results", "run", "sweep", "track"} <= set(found)
+    assert {"cache", "check", "config", "law", "report", "results", "run", "sweep", "track"} <= set(found)
     assert not {"commands", "errors", "tiny", "__main__"} & set(found)
     assert all(20 < len(line) < 100 and "`" not in line for line in found.values()), found
 
