@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from cl_softcot.config.additions import unset_additions
+from cl_softcot.additions import unset_additions
 from cl_softcot.machine import processes
 from cl_softcot.machine.lanes import hand_on, undivided
 from cl_softcot.models.batch import Encoded

@@ -10,7 +10,7 @@ once, each with file, line and column. `python -m cl_softcot.config` prints the 
     checks.py       what must fit together
     loading.py      base files, overrides, and the place of every error
     plan.py         which runs it has
-    fingerprint.py  what can change a number, hashed; additions.py: fields that came later
+    fingerprint.py  what can change a number, hashed
     yaml.py problems.py schema.py
 """
 

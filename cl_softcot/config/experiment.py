@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from cl_softcot.config.additions import ADDED_LATER
+from cl_softcot.additions import ADDED_LATER
 from cl_softcot.config.checks import WellFormed, cross_checks
 from cl_softcot.config.plugins import DiagnosticConfig, Strict, TaskConfig
 from cl_softcot.config.problems import Collected

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cl_softcot import registry
+from cl_softcot.additions import identity_of
 from cl_softcot.config import yaml
-from cl_softcot.config.additions import identity_of
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plugins import PlugIn, TaskConfig
 from cl_softcot.config.settings import MethodConfig

@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from cl_softcot.config.additions import ADDED_LATER
+from cl_softcot.additions import ADDED_LATER
 from cl_softcot.config.plugins import PluginConfig, ReasoningConfig, StrategyConfig, Strict, TaskConfig
 from cl_softcot.config.problems import SLUG, told
 from cl_softcot.errors import UserError

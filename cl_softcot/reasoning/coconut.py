@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cl_softcot.config.additions import ADDED_LATER
+from cl_softcot.additions import ADDED_LATER
 from cl_softcot.models.batch import Batch, Edit, Place
 from cl_softcot.models.head import at_least_fp32
 from cl_softcot.models.running import State, forward

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from cl_softcot.config.additions import ADDED_LATER
+from cl_softcot.additions import ADDED_LATER
 from cl_softcot.tasks._judging import LETTERS, choice_in, number_in, option_in, options_meta, read_with
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cl_softcot.config.additions import ADDED_LATER
+from cl_softcot.additions import ADDED_LATER
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.tasks._judging import choice_in, number_in
 from cl_softcot.tasks.base import SPLITS, Example, Split, Task, TaskSettings, Verdict, answer_of, split_of

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, Field
 
-from cl_softcot.config.additions import ADDED_LATER, identity_of, unset_additions
+from cl_softcot.additions import ADDED_LATER, identity_of, unset_additions
 from cl_softcot.config.fingerprint import run_fingerprint
 from cl_softcot.config.loading import load_experiment
 
