@@ -35,7 +35,9 @@ class Trained:
 
 
 def only_looks(hook: _Hook) -> _Hook:
-    """Marks a hook that leaves everything as it is, so that a model which carries it is still the model alone."""
+    """Marks a hook, or a function in the place of a module's `forward`, that leaves everything as it is: a model that carries it
+    is still the model alone.
+    """
     hook.only_looks = True  # type: ignore[attr-defined]
     return hook
 
@@ -89,7 +91,7 @@ class OwnWeights:
                 before.append((module, kind, hooks))
                 left = {key: hook for key, hook in hooks.items() if key in self._hooks[module] or not _acts(hook)}
                 module.__dict__[kind] = type(hooks)(left)
-            if "forward" in vars(module) and module not in self._forwards:
+            if self._has_another_forward(module):
                 before.append((module, "forward", module.__dict__.pop("forward")))
         try:
             yield
@@ -102,8 +104,14 @@ class OwnWeights:
             module._modules != self._children[module]
             or any((module, name) not in self._places for name, p in module._parameters.items() if p is not None)
             or any(key not in self._hooks[module] and _acts(h) for kind in _HOOKS for key, h in getattr(module, kind).items())
-            or ("forward" in vars(module) and module not in self._forwards)
+            or self._has_another_forward(module)
         )
+
+    def _has_another_forward(self, module: nn.Module) -> bool:
+        forward = vars(module).get("forward")
+        if forward is None or module in self._forwards or not _acts(forward):
+            return False
+        return getattr(forward, "__func__", None) is not type(module).forward  # some put the class's own one there
 
 
 def _acts(hook: Any) -> bool:

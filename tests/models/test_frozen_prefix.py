@@ -16,6 +16,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.models import frozen_prefix
 from cl_softcot.models.frozen_prefix import MEMORY, PrefixStore, can_keep, prefixes_of
 from cl_softcot.models.language_model import load_language_model
+from cl_softcot.models.own_weights import only_looks
 from cl_softcot.models.writing import generate
 from cl_softcot.reasoning.base import Phase
 from cl_softcot.reasoning.coconut import Coconut
@@ -226,7 +227,7 @@ def columns_read(parts, function):
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts.backbone.core, "forward", forward)
+        patch.setattr(parts.backbone.core, "forward", only_looks(forward))
         function()
     return seen
 
