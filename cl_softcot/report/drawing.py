@@ -83,18 +83,6 @@ def arms(value: float, low: float | None, high: float | None) -> list[list[float
     return None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def dots(axes: Any, names: Sequence[str], numbers: Sequence[Any], colors: Sequence[str], *, zero: bool = True) -> None:
-    """A number with its interval on each line, the first on top; what was not measured leaves its line empty."""
-    for y, (one, color) in enumerate(zip(numbers, colors, strict=True)):
-        if one.value is not None:
-            axes.errorbar(one.value, y, xerr=arms(one.value, one.low, one.high), fmt="o", color=color, capsize=2, linewidth=1)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    if zero:
-        axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
-    axes.grid(axis="x")
-
-
 def heat(axes: Any, values: Sequence[Sequence[float | None]], frames: Sequence[tuple[int, int]] = ()) -> Any:
     """Accuracies as a heat map with their numbers; ``frames``: cells (row, column) that are outlined."""
     import numpy as np
