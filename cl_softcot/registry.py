@@ -356,9 +356,9 @@ def _checked(kind: str, name: str, cls: type) -> type:
         path = f"{base.__module__}.{base.__qualname__}"
         raise UserError(f"{name!r} is not a {kind}: it does not derive from {path}", where=where, fix=f"Derive it from {path}.")
     if inspect.isabstract(cls):
-        lacks = " and no ".join(sorted(cls.__abstractmethods__))
+        lacks = " and no ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise UserError(f"{name!r} is not a whole {kind}: it has no {lacks}", where=where, fix="Write what is missing.")
-    settings = cls.Settings
+    settings = getattr(cls, "Settings", None)
     if not (inspect.isclass(settings) and issubclass(settings, BaseModel)):
         raise UserError(f"{kind} {name!r} has no nested class Settings (a pydantic model)", where=where)
     clash = sorted(_RESERVED.get(kind, {"name"}) & set(settings.model_fields))

@@ -36,8 +36,8 @@ def _model(settings: str) -> LanguageModel:
 
 def load_models(config: Experiment) -> tuple[LanguageModel, LanguageModel | None]:
     """Backbone and assistant, never changed by anybody."""
-    found = [model and _model(model.model_dump_json()) for model in (config.backbone, config.assistant)]
-    return found[0], found[1]
+    backbone = _model(config.backbone.model_dump_json())
+    return backbone, _model(config.assistant.model_dump_json()) if config.assistant else None
 
 
 def make_tasks(config: Experiment, order: str) -> list[Task]:
@@ -71,7 +71,7 @@ def make_evaluator(config: Experiment, tasks: Sequence[Task]) -> Evaluator:
     backbone, assistant = load_models(config)
     base = BasePolicy(backbone, batch_size=config.evaluate.batch_size, cached=True)
     families, general = retention_tasks(config, backbone), general_examples(config, backbone)
-    return Evaluator(config.evaluate, tasks, families, general, base, assistant and assistant.fingerprint)
+    return Evaluator(config.evaluate, tasks, families, general, base, assistant.fingerprint if assistant else None)
 
 
 # --------------------------------------------------------------------------------------------------------- a run's own

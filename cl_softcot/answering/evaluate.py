@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cl_softcot.answering.policy import Policy
+from cl_softcot.answering.policy import BasePolicy, Policy
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json, read_json, read_jsonl, sha256_of
 from cl_softcot.machine import processes
@@ -27,7 +27,7 @@ from cl_softcot.tasks.base import Example, Task
 
 Prediction = dict[str, Any]
 GENERAL = "general"
-_NO_DRIFT = {"as_used": {}, "weights_alone": {}}
+_NO_DRIFT: dict[str, dict[str, Any]] = {"as_used": {}, "weights_alone": {}}
 DATA_SEED = 0  # test and validation examples are the same for every method, order and seed: differences are paired
 
 
@@ -48,7 +48,7 @@ class Probe:
 class Answers:
     """Answers that are already known: (policy fingerprint, kind of probe, example) -> prediction."""
 
-    known: dict[tuple[str, str, str], Prediction] = field(default_factory=dict)
+    known: dict[tuple[str | None, str, str], Prediction] = field(default_factory=dict)
 
     def remember(self, predictions: Iterable[Prediction]) -> None:
         self.known.update({(p["policy"], p["set"], p["id"]): p for p in predictions})
@@ -56,7 +56,7 @@ class Answers:
     def remember_file(self, path: Path) -> None:
         self.remember(processes.from_main(lambda: read_jsonl(path, missing_ok=True)))
 
-    def get(self, fingerprint: str, probe: Probe, example: Example) -> Prediction | None:
+    def get(self, fingerprint: str | None, probe: Probe, example: Example) -> Prediction | None:
         return self.known.get((fingerprint, probe.kind, example.id))
 
 
@@ -66,19 +66,21 @@ def answer(policy: Policy, probes: Sequence[Probe], answers: Answers, max_new_to
     What is missing of all probes is answered together: with the last answers of one begin those of the next.
     """
     asked = [(probe, example, policy.fingerprint_for(example)) for probe in probes for example in probe.examples]
-    found = [answers.get(fingerprint, probe, example) for probe, example, fingerprint in asked]
-    missing = [i for i, prediction in enumerate(found) if prediction is None]
+    known = [answers.get(fingerprint, probe, example) for probe, example, fingerprint in asked]
+    missing = [i for i, prediction in enumerate(known) if prediction is None]
+    new: dict[int, Prediction] = {}
     if missing:
         generations = policy.generate([asked[i][1] for i in missing], max_new_tokens)
         for i, generation in zip(missing, generations, strict=True):
             probe, example, fingerprint = asked[i]
-            found[i] = _prediction(probe, example, generation, fingerprint)
+            new[i] = _prediction(probe, example, generation, fingerprint)
+    found = [new[i] if prediction is None else prediction for i, prediction in enumerate(known)]
     answers.remember(found)
     in_order = iter(found)
     return [[next(in_order) for _ in probe.examples] for probe in probes]
 
 
-def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: str) -> Prediction:
+def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: str | None) -> Prediction:
     verdict = probe.task.judge(example, generation.text)
     return {
         "set": probe.kind,
@@ -112,7 +114,7 @@ class Evaluator:
         tasks: Sequence[Task],
         families: Sequence[Task],
         general: Sequence[Example],
-        base: Policy,
+        base: BasePolicy,
         assistant: str | None = None,
     ):
         self.settings = settings

@@ -9,7 +9,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -124,8 +124,10 @@ class MethodPolicy(Policy):
 
         def write(rows: Sequence[int]) -> list[Generation]:
             chosen, sample = [encoded[i] for i in rows], None if numbers_NT is None else numbers_NT[list(rows)]
-            options = {"sample": sample, "batch_size": self.batch_size, "states": read is not None and processes.size() == 1}
-            return generate(self.parts.reasoning, self.parts, chosen, max_new_tokens, **options)
+            size, states = self.batch_size, read is not None and processes.size() == 1
+            return generate(
+                self.parts.reasoning, self.parts, chosen, max_new_tokens, sample=sample, batch_size=size, states=states
+            )
 
         with self._answering():
             if processes.size() == 1:
@@ -196,7 +198,7 @@ class MethodPolicy(Policy):
     def _answering(self) -> Iterator[None]:
         self.parts.backbone.model.eval()
         self.parts.reasoning.eval()
-        context = contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.strategy is not None:
             switch = self.strategy.weights_alone if self.weights_alone else self.strategy.as_used
             context = switch(self.parts)

@@ -106,7 +106,7 @@ class Subject:
         """The parts as they answer a task: adapters as used, no dropout, no gradients, and of a per-task method the copy of that
         task (where it has none, its untrained parts). Inside a turn the copy in the making is that of the turn's task.
         """
-        copy = contextlib.nullcontext()
+        copy: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.bank and not (self.step is not None and task == self.learned[-1]):
             copy = self.bank.active(task if task in self.bank.copies else None)
         self.parts.backbone.model.eval()
@@ -179,7 +179,7 @@ class Subject:
         reasoning = self.parts.reasoning
         if last_stage:
             last = reasoning.final_phase()
-            reasoning.phases = lambda steps: [dataclasses.replace(last, steps=steps)]
+            vars(reasoning)["phases"] = lambda steps: [dataclasses.replace(last, steps=steps)]
         try:
             yield
         finally:

@@ -164,7 +164,9 @@ class _Trial:
         items, policy = bench.examples(4), MethodPolicy(parts, learns)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder), "here", {n: t.detach() for n, t in learns.tensors(parts).items()}, {})
-            found = checkpoint.load_latest(Path(folder)).tensors
+            saved = checkpoint.load_latest(Path(folder))
+            assert saved is not None, "it was saved a moment ago"
+            found = saved.tensors
             twin, again = self.fresh()
             with torch.no_grad():
                 for name, tensor in again.tensors(twin).items():

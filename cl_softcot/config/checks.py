@@ -102,8 +102,10 @@ def _check_splits(parts: WellFormed) -> Iterator[tuple[Loc, str, Any]]:
     ):
         for i, entry in enumerate(entries):
             config = parts.part(TaskConfig, entry)
-            task = config.make() if config else None
-            lacks = [split for split in needed if split not in task.splits] if task else []
+            if config is None:
+                continue
+            task = config.make()
+            lacks = [split for split in needed if split not in task.splits]
             if lacks:
                 has, reason = " and ".join(task.splits), task.why_not(lacks[0])
                 yield (

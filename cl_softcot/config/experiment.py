@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -60,6 +61,12 @@ class Experiment(Strict):
     def measured(self) -> list[DiagnosticConfig]:
         """The diagnostics that are switched on."""
         return [diagnostic for diagnostic in self.diagnostics if diagnostic.enabled]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        assert self.output_dir is not None, "filled in where it is left out"
+        return Path(self.output_dir)
 
     def task(self, name: str) -> TaskConfig:
         """A task of the stream by its name. UserError where there is none."""

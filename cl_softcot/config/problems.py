@@ -43,7 +43,7 @@ class Collected:
             self._add("said", text, loc, given)
 
     def _add(self, kind: str, text: str, loc: Loc, given: Any) -> None:
-        said = PydanticCustomError(kind, "{said}", {"said": text})  # type: ignore[arg-type]
+        said = PydanticCustomError(kind, "{said}", {"said": text})
         self.details.append(InitErrorDetails(type=said, loc=loc, input=given))
 
     def raise_if_any(self) -> None:

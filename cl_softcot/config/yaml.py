@@ -392,7 +392,8 @@ def override(tree: Tree, text: str, short_forms: Mapping[str, tuple[str, ...]], 
     if value.problems:
         tree.problems.extend(Problem(mark, problem.text) for problem in value.problems)
         return
-    here, loc = tree.data, ()
+    here: Any = tree.data
+    loc: Loc = ()
     for i, part in enumerate(parts):
         found = _step(tree, here, loc, part, mark)
         if found is None:

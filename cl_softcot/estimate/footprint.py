@@ -151,6 +151,7 @@ def run_pieces(backbone: Any, plan: Passes, batch_size: int, *, strategy: Any, o
                 past_key_values=cache,
                 use_cache=True,
             )
+    assert hidden_BTD is not None, "a plan reads something"
     return hidden_BTD
 
 

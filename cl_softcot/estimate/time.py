@@ -133,7 +133,7 @@ def _rows_seconds(config: Any, method: Any, sizes: Sizes, texts: Mapping[str, Te
         assisted = method.reasoning.cls.needs_assistant(method.reasoning.settings)
         plain = method.reasoning.cls is Cot
         # Prompts of its own: everything once. Plain CoT is the base itself.
-        rows = {"tasks": 0 if plain else 1, "families": 0 if plain else 1, "drift": 0 if plain else 1}
+        rows: dict[str, float] = {"tasks": 0 if plain else 1, "families": 0 if plain else 1, "drift": 0 if plain else 1}
         own = sum(_all_answers_seconds(config, method, sizes, texts, gpu, **rows))
         return own + (sum(_assistant_seconds(config, method, texts[t.name], gpu) for t in config.tasks) if assisted else 0.0)
     turns = len(config.tasks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plan import RunSpec
@@ -19,14 +18,15 @@ from cl_softcot.results.folder import ExperimentFolder
 
 def describe(config: Experiment, specs: Sequence[RunSpec], jobs: int, *, gpu_memory: float | None = None, gpus: int = 1) -> str:
     """What would run, about how long it takes, and whether it fits."""
-    folder = Path(config.output_dir)
+    folder = config.folder
     lines = [f"{config.name}: {len(specs)} runs into {folder}/, {jobs} side by side", ""]
     for order, tasks in config.orders.items():
         lines.append(f"order {order}: {' -> '.join(tasks)}")
     lines += [f"backbone {config.backbone.path}, assistant {config.assistant.path if config.assistant else 'none'}", ""]
     seconds = estimate_seconds(config) if runs_here(config) else None
+    device: Device | None
     try:
-        device: Device | None = device_for(config, gpu_memory, jobs)
+        device = device_for(config, gpu_memory, jobs)
         found = {e.name: e for e in estimate(config, device, gpus)}
     except UserError as error:
         device, found, unknown = None, {}, str(error)

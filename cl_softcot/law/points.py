@@ -99,4 +99,6 @@ def _losses(result: RunRecord, view: str, i: int) -> Iterator[tuple[str, float |
     yield "base_abilities", None if before is None or now is None else before - now
     matrix = result.accuracy.matrix
     if view == "as_used" and i > 1 and not result.reference:  # R is as used; references do not go from task to task
-        yield "earlier_tasks", fmean(matrix[j][j - 1] - matrix[i][j - 1] for j in range(1, i))
+        pairs = [(matrix[j][j - 1], matrix[i][j - 1]) for j in range(1, i)]
+        lost = [then - later for then, later in pairs if then is not None and later is not None]
+        yield "earlier_tasks", fmean(lost) if len(lost) == len(pairs) else None

@@ -21,7 +21,7 @@ Only hidden states are kept of the base, D numbers a token in place of V.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +55,7 @@ def kl_from_logits(base_NV: Tensor, model_NW: Tensor, shared_vocab: Tensor | Seq
     without it). A token that one side gives probability 0 adds nothing to the sum weighted by that side, and
     makes the other direction infinite.
     """
+    shared: slice | Tensor
     if shared_vocab is None:
         shared = slice(min(base_NV.shape[-1], model_NW.shape[-1]))
     else:
@@ -177,13 +178,14 @@ def drift(
     ]
     compare = _Comparison(policy, base_policy, shared_vocab, chunk)
     forward, reverse = (direction in directions for direction in DIRECTIONS)
-    samples, on_base = [_Sample([])] * len(rows), [None] * len(rows)
+    samples = [_Sample([])] * len(rows)
+    on_base: list[TokenKL | None] = [None] * len(rows)
     if reverse:
         samples = _samples(policy, base_policy, rows, max_new_tokens, sample_seed, shared_vocab, read=forward)
     values: dict[str, float | int | None] = {}
     if forward:
-        known = [replace(row, policy_states_TD=sample.read_TD) for row, sample in zip(rows, samples, strict=True)]
-        on_base = compare([row if row.moved else None for row in known])
+        read = [replace(row, policy_states_TD=sample.read_TD) for row, sample in zip(rows, samples, strict=True)]
+        on_base = compare([row if row.moved else None for row in read])
         _collect(values, "forward_kl", rows, [len(row.continuation) for row in rows], on_base)
     if reverse:
         # Where the sample is the very text of the forward direction, the places are the same and so is what was found there.
@@ -234,10 +236,11 @@ class _Comparison:
         if not asked:
             return [None] * len(rows)
         examples, texts = [row.example for row in asked], [row.continuation for row in asked]
-        base, states = [row.base_states_TD for row in asked], [row.policy_states_TD for row in asked]
-        if base[0] is None:
+        base = _if_all([row.base_states_TD for row in asked])
+        if base is None:
             base = _states(self.base_policy.hidden_states, examples, texts)
-        if any(known is None for known in states):
+        states = _if_all([row.policy_states_TD for row in asked])
+        if states is None:
             states = _states(self.policy.hidden_states, examples, texts)
         kl = kl_from_hidden(
             torch.cat(base), self.base_policy.head, torch.cat(states), self.policy.head, self.shared_vocab, self.chunk
@@ -279,8 +282,11 @@ def _samples(
     asked = [row for row in rows if row.set in moved]
     if not asked:
         return [_Sample([]) for _ in rows]
+    shared: Container[int]
     if shared_vocab is None:
-        shared = range(base_policy.head(asked[0].base_states_TD[:1]).shape[-1])
+        state_TD = asked[0].base_states_TD
+        assert state_TD is not None, "references hold the base's states"
+        shared = range(base_policy.head(state_TD[:1]).shape[-1])
     else:
         shared = set(torch.as_tensor(shared_vocab).tolist())
     together = read and policy.keeps_states and all(len(r.continuation) <= max_new_tokens for r in asked)
@@ -294,6 +300,12 @@ def _samples(
         return _Sample(ids, generation.states_TD[: len(ids)], generation.draft_states_TD[: len(row.continuation)])
 
     return [sample(row, next(written)) if row.set in moved else _Sample([]) for row in rows]
+
+
+def _if_all(states: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """The states if all of them are known."""
+    known = [state for state in states if state is not None]
+    return known if len(known) == len(states) else None
 
 
 def _states(states_of: Callable[..., Sequence[Tensor]], examples: list[Any], continuations: list[list[int]]) -> list[Tensor]:

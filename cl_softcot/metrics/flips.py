@@ -61,7 +61,7 @@ def _luck(k: Options, n: int) -> float:
 
 
 def flips_of_run(
-    rows: Sequence[Sequence[Sequence[bool]]], tasks: Sequence[str], options: Mapping[str, Options]
+    rows: Sequence[Sequence[Sequence[float]]], tasks: Sequence[str], options: Mapping[str, Options]
 ) -> dict[str, Any]:
     """Flips of every task of a stream: since its own turn, and since the base.
 
@@ -93,7 +93,7 @@ def flips_of_run(
     return {"tasks": found, "summary": {name: mean(since, parts[name]) for name, since in names.items()}}
 
 
-def _of_the_same(pre: Sequence[bool], post: Sequence[bool], k: Options) -> dict[str, float]:
+def _of_the_same(pre: Sequence[float], post: Sequence[float], k: Options) -> dict[str, float]:
     """Flips of the examples that both rows hold: the shorter one has the first ones of the other (``evaluate.between``)."""
     n = min(len(pre), len(post))
     return sample_flips(pre[:n], post[:n], k if k is None or isinstance(k, int) else list(k)[:n])

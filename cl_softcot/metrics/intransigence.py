@@ -7,6 +7,7 @@ of method, with the same seed and the same budget a task.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from cl_softcot.errors import UserError
 from cl_softcot.metrics import Meaning
-from cl_softcot.metrics.matrix import as_matrix
+from cl_softcot.metrics.matrix import Accuracies, as_matrix
 
 if TYPE_CHECKING:
     from cl_softcot.results.record import RunRecord
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 REFERENCES = ("joint", "single_task")
 
 
-def intransigence(R: ArrayLike, a_star: ArrayLike) -> float | None:
+def intransigence(R: Accuracies, a_star: ArrayLike | Sequence[float | None]) -> float | None:
     """1/T Σ_j (a*_j - R[j,j]). Lower is better; below zero the sequence helped. None where R[j,j] was not measured.
 
     ``a_star`` [T]: the accuracy of a reference on each task, in R's order of tasks.
@@ -35,7 +36,7 @@ def intransigence(R: ArrayLike, a_star: ArrayLike) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def reference_accuracy(reference: RunRecord) -> dict[str, float]:
+def reference_accuracy(reference: RunRecord) -> dict[str, float | None]:
     """a*_j by task, from the record of a reference run.
 
     Of ``joint``: the last row, after training on all tasks. Of ``single_task``: each task right after its own turn.

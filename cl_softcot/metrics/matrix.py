@@ -21,7 +21,10 @@ from cl_softcot.metrics import Meaning, catalogue
 Matrix = NDArray[np.float64]
 
 
-def as_matrix(R: ArrayLike | Sequence[Sequence[float | None]]) -> Matrix:
+Accuracies = ArrayLike | Sequence[Sequence[float | None]]
+
+
+def as_matrix(R: Accuracies) -> Matrix:
     """R as a float array of shape [T+1, T], None as NaN. ValueError on another shape or values outside
     0..1.
     """
@@ -192,7 +195,7 @@ def forgetting_avalanche(R: ArrayLike) -> float | None:
     return None if bwt is None else 0.0 - bwt  # not -bwt: no negative zero in tables
 
 
-def summary(R: ArrayLike) -> dict[str, float | None]:
+def summary(R: Accuracies) -> dict[str, float | None]:
     """Every metric of the accuracy matrix in this folder by its full name, ``acc`` first; None where
     undefined.
     """

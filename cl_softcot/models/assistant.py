@@ -11,7 +11,8 @@ computed for one N, in this run or an earlier one (see ``frozen_cache``), serve 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ _BLOCK = 64
 _SLOTS_AT_ONCE = 4  # with another number rounding, and so every result with soft thoughts, is another
 
 
-class Companions:
+Prompt = TypeVar("Prompt", str, tuple[int, ...])
+
+
+class Companions(Generic[Prompt]):
     """Which prompts are computed together.
 
     Rounding may depend on which prompts share a forward. ``register`` fixes the companions of a prompt before any is computed,
@@ -33,25 +37,25 @@ class Companions:
     """
 
     def __init__(self) -> None:
-        self._block_of: dict[Hashable, list] = {}
+        self._block_of: dict[Prompt, list[Prompt]] = {}
 
-    def register(self, prompts: Iterable[Hashable]) -> None:
+    def register(self, prompts: Iterable[Prompt]) -> None:
         """Make known which prompts belong together. Prompts known before keep their companions."""
         for block in _blocks(dict.fromkeys(p for p in prompts if p not in self._block_of)):
             self._block_of.update((p, block) for p in block)
 
-    def blocks(self, missing: Iterable[Hashable]) -> Iterator[list]:
+    def blocks(self, missing: Iterable[Prompt]) -> Iterator[list[Prompt]]:
         """Lists of prompts to compute, that hold all the missing ones."""
         missing = list(dict.fromkeys(missing))
         yield from _blocks(p for p in missing if p not in self._block_of)
         yield from {id(block): block for p in missing if (block := self._block_of.get(p))}.values()
 
-    def knows(self, block: Sequence[Hashable]) -> bool:
+    def knows(self, block: Sequence[Prompt]) -> bool:
         """Whether a list from ``blocks`` was registered: it is the same list in every run with the same prompts."""
         return block[0] in self._block_of
 
 
-def _blocks(prompts: Iterable[Hashable]) -> list[list]:
+def _blocks(prompts: Iterable[Prompt]) -> list[list[Prompt]]:
     ordered = sorted(prompts, key=lambda p: (len(p), p))
     return [ordered[start : start + _BLOCK] for start in range(0, len(ordered), _BLOCK)]
 
@@ -71,7 +75,7 @@ class AssistantStates:
         self.n = n
         self._slots: dict[tuple[int, ...], Tensor] = {}
         self._means: dict[tuple[int, ...], Tensor] = {}
-        self._companions = Companions()
+        self._companions: Companions[tuple[int, ...]] = Companions()
         self._cache = AssistantCache(assistant)
 
     def prompt_ids(self, question: str, instruction: str = "cot") -> list[int]:

@@ -87,8 +87,9 @@ def prefixes_of(backbone: LanguageModel, prefixes: Sequence[Ids]) -> list[Tensor
     """Keys and values of each prefix, [L, 2, H, T, d]: from the store, or computed and offered to it."""
     store = store_on(backbone.device)
     owner = store.owner(backbone)
-    found = {ids: store.find(owner, ids) for ids in dict.fromkeys(prefixes)}
-    missing = [ids for ids, kept in found.items() if kept is None]
+    looked_up = {ids: store.find(owner, ids) for ids in dict.fromkeys(prefixes)}
+    found = {ids: kept for ids, kept in looked_up.items() if kept is not None}
+    missing = [ids for ids in looked_up if ids not in found]
     for ids, kept in _computed(backbone, missing):
         found[ids] = kept
         store.offer(owner, ids, kept)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 
-def make_lean(model: nn.Module) -> None:
+def make_lean(model: PreTrainedModel) -> None:
     """Puts the lean classes in place in a transformers model, where they fit; everything else is left alone."""
     config = model.config.get_text_config(decoder=True)
     weight = next(model.parameters())
@@ -150,4 +151,4 @@ class LeanGELU(NewGELUActivation):
         return nn.functional.gelu(input, approximate="tanh")
 
 
-_LEAN = {LlamaRMSNorm: LeanRMSNorm, LlamaAttention: LeanAttention, LlamaMLP: LeanMLP}
+_LEAN: dict[type, type[nn.Module]] = {LlamaRMSNorm: LeanRMSNorm, LlamaAttention: LeanAttention, LlamaMLP: LeanMLP}

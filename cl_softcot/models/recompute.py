@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextlib.contextmanager
-def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+def recomputed(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[None]:
     """In this context decoder layers keep only their inputs for the backward pass. No effect without gradients."""
     if not torch.is_grad_enabled():
         yield
@@ -56,7 +56,7 @@ def _checkpointed(forward: Callable[..., Any], index: int) -> Callable[..., Any]
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         before = copy.copy(cache.layers[index])  # updates bind new tensors and leave the old ones as they are
         first = next(iter(bound.arguments))
-        after = None
+        after: Any = None  # transformers' layer of a cache
 
         def compute(hidden: Any, keys: Tensor | None, values: Tensor | None) -> tuple[Any, Tensor, Tensor]:
             nonlocal after

@@ -107,8 +107,12 @@ def as_on_a_device(model: nn.Module) -> Iterator[None]:
                 if id(tensor) not in seen:
                     twin = torch.empty(tensor.shape, dtype=tensor.dtype)
                     seen[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
-                own = module._parameters if name in module._parameters else module._buffers
-                own[name] = seen[id(tensor)]
+                twin = seen[id(tensor)]
+                if name in module._parameters:
+                    assert isinstance(twin, nn.Parameter), "made of a parameter"
+                    module._parameters[name] = twin
+                else:
+                    module._buffers[name] = twin
         yield
 
 

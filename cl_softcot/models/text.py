@@ -96,7 +96,7 @@ class TextFormat:
         self.max_length = max_length
         self.model_name = model_name
         template = getattr(tokenizer, "chat_template", None) if chat == "auto" else None
-        settings = marker or (_CHAT if template else _PLAIN)
+        settings: Mapping[str, Any] = marker or (_CHAT if template else _PLAIN)
         self.style: str = settings["style"]
         self.instructions: Mapping[str, str] = settings["instructions"]
         self.step_separator: str = settings["step_separator"]

@@ -39,6 +39,7 @@ class AssistCot(Reasoning):
             False, description="without the assistant's answer (false: what it found is part of its help, right or wrong)"
         )
 
+    settings: Settings
     encodes_unbuilt = False
 
     @classmethod
@@ -88,7 +89,7 @@ class Hints:
         self.parts = Parts(assistant, None, Cot())
         self.max_new_tokens = max_new_tokens
         self._lines: dict[str, list[str]] = {}
-        self._companions = Companions()
+        self._companions: Companions[str] = Companions()
 
     def register(self, examples: Sequence[Example]) -> None:
         """Make known which questions are written about together; nothing is written yet."""

@@ -288,6 +288,7 @@ class Reasoning(nn.Module):
 
     def edited(self, parts: Parts, batch: Batch, thoughts_BKD: Tensor, edit: Edit) -> Tensor:
         """Thoughts after an edit, [N, D]: one for each of the N places that are marked for them, row after row."""
+        assert self.thought is not None, "only thoughts are edited"
         counts_B1 = self.marked(parts, batch, self.thought).sum(1, keepdim=True)
         index_BK = torch.arange(thoughts_BKD.shape[1], device=counts_B1.device).expand(len(batch), -1)
         index_BK = index_BK.where(index_BK < counts_B1, -1)
@@ -295,6 +296,7 @@ class Reasoning(nn.Module):
 
     def one_thought(self, parts: Parts, batch: Batch, inputs_BTD: Tensor, thought_D: Tensor, edit: Edit | None) -> Tensor:
         """The last T columns of the prefix with the same vector at every thought's place, before an edit."""
+        assert self.thought is not None, "a thought stands at a token"
         places_BT = self.marked(parts, batch, self.thought)[:, -inputs_BTD.shape[1] :]
         inputs_BTD = torch.where(places_BT[..., None], thought_D.to(inputs_BTD.dtype), inputs_BTD)
         if edit is None:

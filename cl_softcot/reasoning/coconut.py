@@ -100,6 +100,7 @@ class Coconut(Reasoning):
                 raise ValueError("leak_gold_steps: only with pad_latent_to_max: false, where the original has that leak")
             return self
 
+    settings: Settings
     where = "after_turn"
     thought = "latent"
     tokens = (*_MARKERS, "latent", "pause")

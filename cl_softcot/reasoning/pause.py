@@ -26,6 +26,7 @@ class Pause(Reasoning):
     class Settings(ReasoningSettings):
         pauses: int = Field(4, ge=0, description="N, pause tokens before the answer")
 
+    settings: Settings
     instruction = "direct"
     where = "after_turn"
     thought = "pause"

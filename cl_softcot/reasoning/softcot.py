@@ -44,6 +44,7 @@ class Softcot(Reasoning):
                 raise ValueError("hidden: only with projector: mlp")
             return self
 
+    settings: Settings
     thought = "slot"
     tokens = ("slot",)
     owns_parts = True
@@ -88,6 +89,7 @@ class Softcot(Reasoning):
         if self.settings.source == "random":
             self._states = AssistantStates(parts.assistant.randomised(seed), self.settings.soft_thoughts)
         else:
+            assert parts.states is not None, "Parts makes them of its assistant"
             self._states = parts.states
             self._states.reserve(self.settings.soft_thoughts)
         return self._states

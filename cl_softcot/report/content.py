@@ -45,7 +45,7 @@ class Number:
         return self._around(_said(self.value, self.style)) + (f" (n = {self.n})" if self.n < self.asked else "")
 
     def _around(self, text: str) -> str:
-        if self.low is None or self.high is None:
+        if self.value is None or self.low is None or self.high is None:
             return text
         below, above = self.value - self.low, self.high - self.value
         if abs(below) < 1e-12 and abs(above) < 1e-12:  # all runs are the same
@@ -86,6 +86,11 @@ def _count(value: float) -> str:
 
 
 Cell = Number | str
+
+
+def is_known(cell: Cell) -> bool:
+    """Whether a cell is a number that was measured."""
+    return isinstance(cell, Number) and cell.value is not None
 
 
 @dataclass(frozen=True)

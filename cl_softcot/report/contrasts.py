@@ -102,7 +102,7 @@ def _of_runs(runs: Sequence[Result], measure: Measure) -> Scores:
 def _contrast(line: Comparison, measure: Measure, basis: str, sides: Mapping[str, tuple[Study, Sequence[Result]]]) -> Contrast:
     d = line.difference
     names = tuple(sides[side][0].relative(run) for side in (line.a, line.b) for run in sides[side][1])
-    more = {"a": line.a, "b": line.b, "basis": basis, "p": d.p, "se": d.se, "questions": d.n_questions}
+    more: dict[str, Any] = {"a": line.a, "b": line.b, "basis": basis, "p": d.p, "se": d.se, "questions": d.n_questions}
     more |= {"minus": list(measure.minus)} if measure.minus else {}
     make: Callable[..., Number] = lambda value, how, style, **k: Number(  # noqa: E731
         value, n=d.n_runs, how=how, path=measure.path, runs=names, style=style, more=more, **k

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 COLUMN, PAGE = 3.4, 7.1  # widths in inches: one column of a paper, and both
 INK, FAINT = "#1a1a1b", "#8a8a8b"  # the page replaces INK by its own colour
 MARKERS = "osD^vPXp*<>hdH8"
 
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ def own_measures(study: Study) -> list[Measure]:
     """The metrics of the experiment's own, in the runs' summaries."""
     found = {name: meaning for run in study.runs for name, meaning in (run.metrics or {}).items()}
     arrow = lambda way: "↑" if way.startswith("higher") else "↓" if way.startswith("lower") else ""  # noqa: E731
-    style = lambda unit: "fraction" if unit == "fraction" else "plain"  # noqa: E731
+    style: Callable[[str], Style] = lambda unit: "fraction" if unit == "fraction" else "plain"  # noqa: E731
     return [Measure(name, name, ("summary", name), style(m.unit), arrow(m.direction)) for name, m in found.items()]
 
 
@@ -161,12 +161,12 @@ def mean_at(
     return replace(number(estimate, "mean", path, names, style), asked=asked, more=more)
 
 
-def by_order(values: Iterable[tuple[Result, Any]]) -> dict[str, list[Any]]:
+def by_order(values: Iterable[tuple[Result, Any]]) -> dict[Hashable, list[Any]]:
     """Values by task order, if each order has enough runs to be resampled by itself; else all together.
 
     Two runs that came out alike by chance would leave an order without any spread.
     """
-    strata: dict[str, list[Any]] = {}
+    strata: dict[Hashable, list[Any]] = {}
     values = list(values)
     for run, value in values:
         strata.setdefault(run.order, []).append(value)

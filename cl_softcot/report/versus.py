@@ -95,7 +95,7 @@ def changes(a: Study, b: Study) -> list[list[str]]:
 
 def _flat_study(study: Study) -> dict[str, str]:
     config = {key: value for key, value in study.config.items() if key not in _OF_THE_CLOCK}
-    record = study.record or study.runs[0]
+    record = study.record or study.runs[0].data
     versions = {f"version of {name}": str(v) for name, v in (record.get("versions") or {}).items()}
     return dict(_flat(config)) | {"git revision": str(record.get("revision"))} | versions
 

@@ -90,7 +90,7 @@ def _figures(parts: Sequence[Part]) -> list[Figure]:
 
 def _tables(parts: Sequence[Part]) -> list[Table]:
     """Every table once; a figure's data may be shown as a table as well."""
-    found = {}
+    found: dict[str, Table] = {}
     for part in parts:
         for block in part.blocks():
             table = block.data if isinstance(block, Figure) else block

@@ -21,7 +21,7 @@ from typing import Any
 from cl_softcot.errors import UserError
 from cl_softcot.files import append_jsonl, read_jsonl
 from cl_softcot.results.folder import RunFolder
-from cl_softcot.results.record import Rows, RunRecord
+from cl_softcot.results.record import Rows, RunRecord, whole
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")  # MLflow's words
 
@@ -193,7 +193,7 @@ def row_metrics(result: Rows, row: int) -> dict[str, float]:
     metrics["accuracy/mean of all tasks"] = _mean(scores)
     metrics["accuracy/mean of learned tasks"] = _mean(scores[:row])
     if accuracy.unanswered and accuracy.n and row < len(accuracy.unanswered):
-        metrics["accuracy/share unanswered"] = sum(accuracy.unanswered[row]) / sum(accuracy.n)
+        metrics["accuracy/share unanswered"] = sum(whole(accuracy.unanswered[row])) / sum(accuracy.n)
     views = (("as_used", "retention/"), ("weights_alone", "weights alone/retention "))
     for view, prefix in views:
         kept = result.retention_row(view, row)

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ from cl_softcot.errors import UserError
 SCHEMA = 2
 VIEWS = ("as_used", "weights_alone")
 
+_T = TypeVar("_T")
 # A whole number stays one and a fraction keeps every bit: what was read is written again as it was.
 Real = int | float
 Interval = list[Real | None] | None
@@ -305,6 +306,13 @@ class RunRecord(Rows, RecordPart):
         made = super().model_copy(update=update, deep=deep)
         made.__dict__.pop("data", None)  # made from the old fields
         return made
+
+
+def whole(row: Sequence[_T | None]) -> list[_T]:
+    """A row of which every entry was measured."""
+    found = [entry for entry in row if entry is not None]
+    assert len(found) == len(row), "the rows of a run are measured whole"
+    return found
 
 
 def _at_row(rows: Sequence[Any], row: int) -> Any:

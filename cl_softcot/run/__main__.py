@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     with processes.started():
         if processes.is_main():
             return _start(config, specs, None, args)
-        return follow(config, Path(config.output_dir))
+        return follow(config, config.folder)
 
 
 def _tell_of_kept(folder: Path) -> None:
@@ -125,7 +125,7 @@ def _start(config: Experiment, specs: list[RunSpec], jobs: int | None, args: arg
     from cl_softcot.files import FolderLock
     from cl_softcot.run.experiment import Orchestration
 
-    folder = Path(config.output_dir)
+    folder = config.folder
     with FolderLock(folder):
         orchestration = Orchestration(config, specs, folder, jobs, restart=args.restart, kept_in=args.kept)
         orchestration.go()

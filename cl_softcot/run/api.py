@@ -55,7 +55,7 @@ def run_experiment(
     from cl_softcot.files import FolderLock
     from cl_softcot.run.experiment import Orchestration
 
-    folder = Path(folder or config.output_dir)
+    folder = Path(folder) if folder else config.folder
     workers = None if jobs == 1 else jobs
     with FolderLock(folder):
         orchestration = Orchestration(

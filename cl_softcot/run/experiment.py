@@ -141,7 +141,7 @@ class Orchestration:
 
     def _write_provenance(self) -> None:
         modules = user_modules(self.config, self.config.methods, self.config.tasks)
-        self.provenance = {"versions": versions(), "revision": revision(), "user_modules": modules}
+        self.provenance: dict[str, Any] = {"versions": versions(), "revision": revision(), "user_modules": modules}
         atomic_write_text(self.place.config, to_yaml(self.config))
         record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
         atomic_write_json(self.place.record, record)

@@ -97,6 +97,7 @@ class _Run:
         self._assistant_seconds = tally.seconds  # of this thread, up to the last row
         self._say("preparing", 0.0)
         self.subject = build(config, spec, folder, shared)
+        assert self.subject.evaluator is not None, "build() makes it"
         self.evaluator: Evaluator = self.subject.evaluator
         self.tasks = [probe.task for probe in self.evaluator.tasks]
         self.progress = Progress(self.subject, self.folder, report)
@@ -162,9 +163,11 @@ class _Run:
         return learner.loop(turn, checkpoint=lambda snapshot: self.progress.save(snapshot, turn.index))
 
     def _keep_copy(self, turn: Turn) -> None:
-        if self.subject.bank:
-            self.subject.bank.keep(turn.name)
-            self.subject.router.fit(turn.name, turn.examples)
+        bank, router = self.subject.bank, self.subject.router
+        if bank:
+            assert router is not None, "whoever has copies has a router"
+            bank.keep(turn.name)
+            router.fit(turn.name, turn.examples)
 
     def _on_step(self, step: Mapping[str, Any]) -> None:
         if step["step"] % 5 == 0 or step["step"] == step["steps"]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cl_softcot.config.experiment import Experiment
+from cl_softcot.config.plan import RunSpec
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.machine import exact, processes
 from cl_softcot.results.folder import ExperimentFolder
@@ -21,7 +22,7 @@ def follow(config: Experiment, folder: Path) -> int:
     """What all processes but the first do: the same work, without files, display and trackers. Returns the exit status."""
     warnings.simplefilter("ignore")  # the first process says it
     silent = lambda _message: None  # noqa: E731
-    todo = processes.from_main(lambda: [])
+    todo: list[RunSpec] = processes.from_main(lambda: [])
     place, status = ExperimentFolder(folder), 0
     shared = place.shared.path
     if todo:

@@ -314,6 +314,7 @@ class _Follower:
                 self._remember(key, found)
 
     def _remember(self, key: str, result: RunRecord) -> None:
+        assert self.objective is not None, "nothing else is remembered"
         value = objectives.value(result, self.objective)
         if value is not None:
             self.newest[key] = value

@@ -50,7 +50,7 @@ def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> in
                 ids.add(report.experiment_id)
         if len(ids) == 1 and len(places) > 1:
             _note(Path(folder), ids.pop(), uri)
-    if last:
+    if last and last.experiment_id:
         # <method>.<order>.seed<n>: several runs of a method are easier to compare as means
         names = [place.name for places in runs.values() for place in places]
         several = len({name.rsplit(".", 2)[0] for name in names}) < len(set(names))

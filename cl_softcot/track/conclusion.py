@@ -70,10 +70,11 @@ def sentence(results: Sequence[RunRecord], *, full: bool = False, level: float =
     if not trained:
         return "No trained method among the results, so there is nothing to compare with the base."
     alpha = (1 - level) / len(trained)
-    lines, asked = [], []
+    lines: list[str] = []
+    asked: list[_Question] = []
     for question in _QUESTIONS:
-        changes = [_change(m, runs, question.strata, alpha, seed) for m, runs in trained.items()]
-        changes = sorted((c for c in changes if c), key=lambda c: c.value)
+        found = [_change(m, runs, question.strata, alpha, seed) for m, runs in trained.items()]
+        changes = sorted((c for c in found if c), key=lambda c: c.value)
         if changes and not (question.last_resort and any(q.about_retention for q in asked)):
             lines.append(_line(question, changes, full))
             asked.append(question)
@@ -176,8 +177,8 @@ def _change(
 ) -> Change | None:
     """The mean over strata of accuracy after - before, averaged over runs, with its (1 - alpha) interval."""
     rng = np.random.default_rng(seed)
-    parts = [_run_change(run, strata(run), rng) for run in runs]
-    parts = [part for part in parts if part is not None]
+    found = [_run_change(run, strata(run), rng) for run in runs]
+    parts = [part for part in found if part is not None]
     if not parts:
         return None
     values = np.array([part.value for part in parts])
@@ -216,8 +217,9 @@ class _RunChange:
 
 
 def _run_change(run: RunRecord, strata: Sequence[Stratum], rng: np.random.Generator) -> _RunChange | None:
-    parts = [_stratum_change(run, stratum, rng) for stratum in strata]
-    if not parts or any(part is None for part in parts):
+    found = [_stratum_change(run, stratum, rng) for stratum in strata]
+    parts = [part for part in found if part is not None]
+    if not parts or len(parts) < len(found):
         return None
     return _RunChange(
         value=float(np.mean([p.value for p in parts])),

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +19,7 @@ from rich.text import Text
 from cl_softcot.results.colors import GREYS, palette
 from cl_softcot.results.headline import Means, drift_title, method_numbers, spread
 from cl_softcot.results.reading import by_method
-from cl_softcot.results.record import RunRecord
+from cl_softcot.results.record import RunRecord, whole
 from cl_softcot.track.conclusion import sentence
 
 __all__ = ["ProgressDisplay", "final_table", "print_results", "sentence", "table_markdown", "table_text"]
@@ -56,7 +56,10 @@ class ProgressDisplay:
         self._name_width = max((len(run) for run in runs), default=10)
         self._listener: threading.Thread | None = None
         self._closing = threading.Event()
-        self._progress, self._overall = self._make_bars() if self.fancy else (None, None)
+        self._progress: Progress | None = None
+        self._overall: TaskID | None = None
+        if self.fancy:
+            self._progress, self._overall = self._make_bars()
 
     def _make_bars(self) -> tuple[Progress, TaskID]:
         # Names and phases share what is left of the line; the numbers and the time left are never cut.
@@ -156,6 +159,7 @@ class ProgressDisplay:
             self._line(f"{run} {told}{f': {text}' if text else ''} ({self._counts()}{self._time_left()})")
 
     def _update_bar(self, run: str, phase: str, message: Mapping[str, Any]) -> None:
+        assert self._progress is not None, "without bars there are lines"
         total, done = message.get("total"), message.get("done") or 0
         description = f"{escape(run):<{min(self._name_width, 30)}} [dim]{escape(phase)}[/]"
         if run not in self._bars:
@@ -175,7 +179,7 @@ class ProgressDisplay:
             self.pulse()
 
     def _update_overall(self) -> None:
-        if self._progress:
+        if self._progress and self._overall is not None:
             # Runs kept from an earlier start took no time now; counting them would promise too early an end.
             total = len(self._fractions) - len(self._kept)
             done = sum(f for run, f in self._fractions.items() if run not in self._kept)
@@ -242,7 +246,13 @@ def _own_header(name: str, direction: str) -> str:
     return "\n".join([*lines, arrow, ""][:3] if arrow else [*lines, "", ""][:3])
 
 
-_LAYOUTS = (  # from wide to narrow
+class _Layout(TypedDict):
+    below: bool
+    stacked: bool
+    gap: int
+
+
+_LAYOUTS: tuple[_Layout, ...] = (  # from wide to narrow
     {"below": False, "stacked": False, "gap": 2},
     {"below": False, "stacked": False, "gap": 1},
     {"below": True, "stacked": False, "gap": 2},
@@ -370,7 +380,7 @@ def _rows(results: Sequence[RunRecord], failed: Mapping[str, str]) -> list[_Row]
 
 def _base_row(results: Sequence[RunRecord]) -> _Row:
     """The base's zero-shot CoT, from the first row of any result's matrix."""
-    row, kept = results[0].accuracy.matrix[0], results[0].retention_row("as_used", 0)
+    row, kept = whole(results[0].accuracy.matrix[0]), results[0].retention_row("as_used", 0)
     columns = columns_of(results)
     values: dict[str, Means | None] = dict.fromkeys(key for key, _, _ in columns)
     values["accuracy"] = spread([sum(row) / len(row)])

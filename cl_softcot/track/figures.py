@@ -20,7 +20,7 @@ from cl_softcot.results.colors import COLORS, palette
 from cl_softcot.results.folder import ExperimentFolder
 from cl_softcot.results.headline import drift_title, numbers
 from cl_softcot.results.reading import by_method
-from cl_softcot.results.record import RunRecord
+from cl_softcot.results.record import RunRecord, whole
 
 FAINT = "#9A9A9A"
 MARKERS = "osD^vPXp*<>hdH8"
@@ -74,7 +74,7 @@ def accuracy_matrix(result: RunRecord) -> Figure:
     table = [list(map(_nan, row)) for row in scores]
     untrained = result.accuracy.untrained
     extra = 1 if untrained and any(x is not None for x in untrained) else 0
-    if extra:
+    if untrained and extra:
         names.insert(1, "base (as this method thinks)")
         table.insert(1, list(map(_nan, untrained)))
     values = np.array(table)
@@ -216,7 +216,7 @@ def numbers_of_base(result: RunRecord) -> tuple[float, float] | None:
     """(average accuracy, retention) of the base in zero-shot CoT, from row 0; None without retention."""
     row = result.retention_row("as_used", 0)
     kept = row.all if row else None
-    return None if kept is None else (float(np.mean(result.accuracy.matrix[0])), float(kept))
+    return None if kept is None else (float(np.mean(whole(result.accuracy.matrix[0]))), float(kept))
 
 
 def _legend(method: str, runs: Sequence[Any]) -> str:

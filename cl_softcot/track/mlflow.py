@@ -15,6 +15,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -215,7 +216,7 @@ class _Sending:
             nonlocal sent
             for i in range(0, len(metrics), BATCH):
                 part = metrics[i : i + BATCH]
-                retrying(lambda part=part: self.client.log_batch(self.run_id, metrics=part))
+                retrying(partial(self.client.log_batch, self.run_id, metrics=part))
                 sent += len(part)
             metrics.clear()
             self.position["events"] = upto
@@ -235,10 +236,10 @@ class _Sending:
                 params = [Param(_name(k), str(v)[:6000]) for k, v in data.items()]
                 for i in range(0, len(params), 100):
                     part = params[i : i + 100]
-                    retrying(lambda part=part: self.client.log_batch(self.run_id, params=part))
+                    retrying(partial(self.client.log_batch, self.run_id, params=part))
             elif kind == "tags":
                 tags = [RunTag(str(k), str(v)[:5000]) for k, v in data.items()]
-                retrying(lambda tags=tags: self.client.log_batch(self.run_id, tags=tags))
+                retrying(partial(self.client.log_batch, self.run_id, tags=tags))
             elif kind == "status":
                 self._send_status(data, event["time"])
         flush(len(self.events))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cl_softcot.report.content import Cell, Number, Style, Table
+from cl_softcot.report.content import Cell, Number, Style, Table, is_known
 from cl_softcot.report.measures import Path, at, mean_at
 from cl_softcot.report.studies import Result, Study
 
@@ -72,17 +72,19 @@ def leaf(study: Study, runs: Sequence[Result], path: Path, style: Style = "fract
     return one
 
 
-def grid(
-    study: Study, name: str, title: str, columns: Mapping[str, tuple[Path, Style]], *, notes: Sequence[str] = (), label: str = ""
-) -> Table | None:
-    """Methods down, numbers of a diagnostic across; ``columns``: head -> place inside the pooled numbers, and style.
+Columns = dict[str, tuple[Path, Style]]
+"""Head of a column -> where its number stands inside the pooled numbers, and its style."""
+
+
+def grid(study: Study, name: str, title: str, columns: Columns, *, notes: Sequence[str] = (), label: str = "") -> Table | None:
+    """Methods down, numbers of a diagnostic across.
 
     None where no method has any of them.
     """
     rows: list[list[Cell]] = []
     for method, runs in measured(study, name).items():
         rows.append([method, *(leaf(study, runs, (*whole(runs[0], name), *path), style) for path, style in columns.values())])
-    kept = [k for k in range(1, len(columns) + 1) if any(_is_known(row[k]) for row in rows)]
+    kept = [k for k in range(1, len(columns) + 1) if any(is_known(row[k]) for row in rows)]
     if not kept:
         return None
     head = ["method", *(head for k, head in enumerate(columns, start=1) if k in kept)]
@@ -99,7 +101,3 @@ def keys_at(study: Study, name: str, *inside: str | int) -> list[str]:
         here = here if isinstance(here, Mapping) else {}
         found |= dict.fromkeys(k for k, v in here.items() if not (isinstance(v, Mapping) and "skipped" in v))
     return list(found)
-
-
-def _is_known(cell: Any) -> bool:
-    return isinstance(cell, Number) and cell.value is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cl_softcot.report import drawing
-from cl_softcot.report.content import Block, Cell, Figure, Number, Section, Table, Text
+from cl_softcot.report.content import Block, Cell, Figure, Number, Section, Table, Text, is_known
 from cl_softcot.report.contrasts import Within, within
 from cl_softcot.report.measures import Path, at
 from cl_softcot.report.sections._diagnostics import leaf, measured, rows_of, verdicts
@@ -37,10 +37,10 @@ def section(study: Study) -> Section | None:
                 "skills lost more than facts",
             )  # fmt: skip
         )
-    rows = [line for line in rows if any(isinstance(cell, Number) and cell.value is not None for cell in line[2:])]
+    rows = [line for line in rows if any(is_known(cell) for cell in line[2:])]
     if not rows:
         return None
-    kinds = [k for k in range(len(KINDS)) if any(isinstance(r[2 + k], Number) and r[2 + k].value is not None for r in rows)]
+    kinds = [k for k in range(len(KINDS)) if any(is_known(row[2 + k]) for row in rows)]
     kept = [0, 1, *(2 + k for k in kinds), 2 + len(KINDS), 3 + len(KINDS)]
     head = ["method", "of", *KINDS.values(), "facts − skills", "p (Holm)"]
     notes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cl_softcot.report.content import Missing, Section, Table, Text
+from cl_softcot.report.content import Cell, Missing, Section, Table, Text, is_known
 from cl_softcot.report.measures import mean_at, note_on_intervals
 from cl_softcot.report.studies import Study
 
@@ -15,11 +15,11 @@ COLUMNS = {
 
 
 def section(study: Study) -> Section | None:
-    rows = [
+    rows: list[list[Cell]] = [
         [method, *(mean_at(study, runs, ("summary", name), skip=True) for name in COLUMNS)]
         for method, runs in study.by_method.items()
     ]
-    if all(number.value is None for row in rows for number in row[1:]):
+    if not any(is_known(cell) for row in rows for cell in row[1:]):
         return None
     note = (
         "Fractions of the test questions, counted question by question and less what a guesser among the task's options would "

@@ -39,7 +39,8 @@ def section(study: Study) -> Section | None:
 
 
 def _rows(study: Study, method: str, runs: list[Result]) -> list[list[Cell]]:
-    path, found = whole(runs[0], DIAGNOSTIC), []
+    path = whole(runs[0], DIAGNOSTIC)
+    found: list[list[Cell]] = []
     for mode, words in MODES.items():
         steps = at(runs[0], (*path, mode))
         for k in steps if isinstance(steps, dict) else ():
@@ -72,11 +73,11 @@ def _draw(study: Study, data: Table) -> Any:
         xs = [int(str(row[2])) for row in rows]
         for c, (key, words) in enumerate(MASSES.items()):
             shift = 0.05 * (c - 1.5)  # lines of equal numbers stand beside each other
-            known = [(x + shift, row[3 + c]) for x, row in zip(xs, rows, strict=True) if isinstance(row[3 + c], Number)]
-            known = [(x, cell) for x, cell in known if cell.value is not None]
-            ends = [drawing.arms(cell.value, cell.low, cell.high) or [[0.0], [0.0]] for _, cell in known]
+            cells = [(x + shift, row[3 + c]) for x, row in zip(xs, rows, strict=True)]
+            known = [(x, cell, cell.value) for x, cell in cells if isinstance(cell, Number) and cell.value is not None]
+            ends = [drawing.arms(value, cell.low, cell.high) or [[0.0], [0.0]] for _, cell, value in known]
             around = [[pair[0][0] for pair in ends], [pair[1][0] for pair in ends]]
-            at_x, values = [x for x, _ in known], [cell.value for _, cell in known]
+            at_x, values = [x for x, _, _ in known], [value for _, _, value in known]
             panel.errorbar(at_x, values, yerr=around, marker="osD^"[c], color=palette[key], elinewidth=0.8, label=words)
         panel.set_title(f"{shown[k][0]}, {shown[k][1]}")
         panel.set_xticks(xs)

@@ -45,7 +45,8 @@ def section(study: Study) -> Section | None:
 
 
 def _points(study: Study) -> tuple[list[Point], dict[str, Result]]:
-    points, runs = [], {}
+    points: list[Point] = []
+    runs: dict[str, Result] = {}
     for run in study.runs:
         mine = points_of(run)
         points += mine
@@ -86,7 +87,8 @@ class _Told:
 
 
 def _fits(study: Study, group: Mapping[str, Any], runs: Mapping[str, Result]) -> list[list[Cell]]:
-    told, rows = _Told(study, group, runs), []
+    told = _Told(study, group, runs)
+    rows: list[list[Cell]] = []
     for label, both in [("all methods", group["everything"]), *group["families"].items()]:
         for direction in DIRECTIONS:
             cloud = both[direction]
@@ -100,7 +102,8 @@ def _fits(study: Study, group: Mapping[str, Any], runs: Mapping[str, Result]) ->
 
 
 def _left_out(study: Study, group: Mapping[str, Any], runs: Mapping[str, Result]) -> list[list[Cell]]:
-    told, rows = _Told(study, group, runs), []
+    told = _Told(study, group, runs)
+    rows: list[list[Cell]] = []
     for direction in DIRECTIONS:
         cloud = group["everything"][direction]
         if "fits" in cloud:
@@ -117,7 +120,7 @@ def _matched(study: Study, group: Mapping[str, Any], runs: Mapping[str, Result])
         names = tuple(study.relative(run) for run in runs.values() if run.method in (pair["a"], pair["b"]))
         span = f"{pair['accuracies'][0]:.2f} to {pair['accuracies'][-1]:.2f}"
         cells = []
-        for what, style in (("forgetting", "change"), ("forward_kl", "change")):
+        for what in ("forgetting", "forward_kl"):
             found = pair["difference"][what]
             low, high = found["interval"] or (None, None)
             path = ("law", group["inputs"], group["outcome"], group["view"], "accuracy_matched", pair["a"], pair["b"], what)
@@ -131,7 +134,7 @@ def _matched(study: Study, group: Mapping[str, Any], runs: Mapping[str, Result])
                     path,
                     names,
                     "runs" if low is not None else "",
-                    style=style,
+                    style="change",
                 )
             )
         rows.append([f"{pair['a']} − {pair['b']}", span, *cells])

@@ -111,7 +111,9 @@ def _conventions(study: Study) -> list[Block]:
 def _kept(study: Study) -> Table:
     routed = (ROUTING,) if any(run.routing_accuracy for run in study.runs) else ()
     columns = (RETENTION_ALONE, drift(study, "reverse_kl"), drift(study, "forward_kl", "weights_alone"), *routed, *COSTS)
-    rows = [[method, *(mean(study, runs, measure) for measure in columns)] for method, runs in study.by_method.items()]
+    rows: list[list[Cell]] = [
+        [method, *(mean(study, runs, measure) for measure in columns)] for method, runs in study.by_method.items()
+    ]
     notes = [
         "Weights alone: the bare weights in plain chain of thought, an integrity check (of frozen ones they are the base's). "
         "Tokens: written ones; passes: sequential forward passes, thoughts included. Costs are means without intervals where "

@@ -84,14 +84,14 @@ def _draw(study: Study, data: Table) -> Any:
     for method in dict.fromkeys(str(row[0]) for row in data.rows):
         style = drawing.style_of(method, study.methods, study.colors)
         points = [(row[-1], row[2], str(row[1])) for row in data.rows if row[0] == method]
-        known = [(x, y, n) for x, y, n in points if isinstance(x, Number) and isinstance(y, Number)]
-        known = [(x, y, n) for x, y, n in known if x.value is not None and y.value is not None]
-        for k, (x, y, experience) in enumerate(known):
-            sides = {"xerr": drawing.arms(x.value, x.low, x.high), "yerr": drawing.arms(y.value, y.low, y.high)}
+        numbers = [(x, y, n) for x, y, n in points if isinstance(x, Number) and isinstance(y, Number)]
+        known = [(x, y, x.value, y.value, n) for x, y, n in numbers if x.value is not None and y.value is not None]
+        for k, (x, y, at_x, at_y, experience) in enumerate(known):
+            sides = {"xerr": drawing.arms(at_x, x.low, x.high), "yerr": drawing.arms(at_y, y.low, y.high)}
             label = method if k == 0 else None
-            panel.errorbar(x.value, y.value, **sides, fmt=style["marker"], color=style["color"], elinewidth=0.8, label=label)
+            panel.errorbar(at_x, at_y, **sides, fmt=style["marker"], color=style["color"], elinewidth=0.8, label=label)
             if len(known) > 1:
-                panel.annotate(experience, (x.value, y.value), textcoords="offset points", xytext=(4, 3), fontsize=6.5)
+                panel.annotate(experience, (at_x, at_y), textcoords="offset points", xytext=(4, 3), fontsize=6.5)
     panel.axhline(1, color=drawing.FAINT, linestyle="--", linewidth=0.8, zorder=0)
     panel.axhline(0, color=drawing.FAINT, linewidth=0.8, zorder=0)
     panel.set_xlabel(f"{data.head[-1].removesuffix(' ↓')} (nats a token)")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from cl_softcot.report.content import Block, Listing, Section, Text
 from cl_softcot.report.measures import at
-from cl_softcot.report.sections._diagnostics import grid, last, measured
-from cl_softcot.report.studies import Study
+from cl_softcot.report.sections._diagnostics import Columns, grid, last, measured
+from cl_softcot.report.studies import Result, Study
 
 DIAGNOSTIC = "readout"
 _KEPT = 1  # examples of a task that are shown
 
 
 def section(study: Study) -> Section | None:
-    columns = {}
+    columns: Columns = {}
     for part in ("step", "answer"):
         columns[f"of the {part}"] = (("head", "of_its_question", part), "fraction")
         columns[f"of another question's {part}"] = (("head", "of_another_question", part), "fraction")
         columns[f"random place, of the {part}"] = (("random_place", "of_its_question", part), "fraction")
     table = grid(study, DIAGNOSTIC, "Shares of thoughts whose top token is ...", columns)
-    more = {
+    more: Columns = {
         "entropy of a thought": (("head", "entropy"), "nats"),
         "entropy at a random place": (("random_place", "entropy"), "nats"),
         "nearest embedding is of the step": (("nearest", "of_its_question", "step"), "fraction"),
@@ -42,7 +42,7 @@ def section(study: Study) -> Section | None:
     return Section("What is in a thought?", blocks)
 
 
-def _examples(run: dict) -> str:
+def _examples(run: Result) -> str:
     lines = []
     for task, numbers in (at(run, (*last(run, DIAGNOSTIC), "tasks")) or {}).items():
         for example in (numbers.get("examples") or [])[:_KEPT]:

@@ -25,7 +25,7 @@ def section(study: Study) -> Section | None:
     own = Table(
         f"{study.name}-references", "What the references reach", ["reference", "learned", "n", "accuracy ↑"], rows, text=3
     )
-    kept = [
+    kept: list[list[Cell]] = [
         [method, *(_intransigence(study, method, runs) for runs in groups.values())]
         for method, mine in study.by_method.items()
         if any(run.trained for run in mine)
@@ -56,7 +56,8 @@ def _intransigence(study: Study, method: str, references: list[Result]) -> Numbe
 
     same_order = {(r.seed, r.order): r for r in references}
     same_seed = {r.seed: r for r in references}
-    found, used = [], {}
+    found: list[tuple[Result, float]] = []
+    used: dict[str, None] = {}
     for run in study.by_method[method]:
         other = same_order.get((run.seed, run.order)) or same_seed.get(run.seed)
         if other is not None:

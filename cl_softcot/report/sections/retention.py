@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cl_softcot.report import drawing
-from cl_softcot.report.content import Figure, Number, Section, Table
+from cl_softcot.report.content import Cell, Figure, Number, Section, Table, is_known
 from cl_softcot.report.measures import mean_at
 from cl_softcot.report.studies import Study
 
@@ -14,14 +14,14 @@ VIEWS = {"as_used": "as used", "weights_alone": "weights alone"}
 
 
 def section(study: Study) -> Section | None:
-    rows = []
+    rows: list[list[Cell]] = []
     for method, runs in study.by_method.items():
         numbers = []
         for view in VIEWS:
             path = ("retention", view, -1)
             numbers += [mean_at(study, runs, (*path, key), interval=(*path, f"{key}_interval")) for key in KEYS]
         rows.append([method, *numbers])
-    if all(number.value is None for row in rows for number in row[1:]):
+    if not any(is_known(cell) for row in rows for cell in row[1:]):
         return None
     head = ["method", *(f"{key}, {view}" for view in VIEWS.values() for key in KEYS.values())]
     colors = [study.colors.get(method) for method in study.methods]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cl_softcot.report.content import Section, Text
-from cl_softcot.report.sections._diagnostics import grid
+from cl_softcot.report.sections._diagnostics import Columns, grid
 from cl_softcot.report.studies import Study
 
 DIAGNOSTIC = "variance_split"
@@ -11,10 +11,10 @@ SOURCES = ("task", "slot", "task_by_slot", "question", "question_by_slot")
 
 
 def section(study: Study) -> Section | None:
-    gains = {f"gain, {kind} thoughts": (("gain", kind, "accuracy_change"), "change") for kind in ("own", "mean", "swap")}
-    shares = {f"{kind} / own": (("share_of_gain", kind, "accuracy"), "ratio") for kind in ("mean", "swap")}
+    gains: Columns = {f"gain, {kind} thoughts": (("gain", kind, "accuracy_change"), "change") for kind in ("own", "mean", "swap")}
+    shares: Columns = {f"{kind} / own": (("share_of_gain", kind, "accuracy"), "ratio") for kind in ("mean", "swap")}
     gained = grid(study, DIAGNOSTIC, "Gain in accuracy over no thoughts", {**gains, **shares}, label="variance-gain")
-    parts = {source.replace("_", " "): (("variance", "shares", source), "fraction") for source in SOURCES}
+    parts: Columns = {source.replace("_", " "): (("variance", "shares", source), "fraction") for source in SOURCES}
     where = grid(study, DIAGNOSTIC, "Where the thoughts differ: shares of their variance", parts, label="variance-shares")
     tables = [table for table in (gained, where) if table]
     if not tables:

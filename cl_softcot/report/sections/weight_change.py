@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cl_softcot.report.content import Block, Section, Table
 from cl_softcot.report.measures import Path
-from cl_softcot.report.sections._diagnostics import grid, keys_at
+from cl_softcot.report.sections._diagnostics import Columns, grid, keys_at
 from cl_softcot.report.sections._layers import by_layer
 from cl_softcot.report.studies import Study
 
@@ -29,7 +29,7 @@ def section(study: Study) -> Section | None:
 
 
 def _places(study: Study) -> Table | None:
-    columns = {"all weights": (("since_base", "relative"), "fraction")}
+    columns: Columns = {"all weights": (("since_base", "relative"), "fraction")}
     for part, words in (("halves", "{} half of the layers"), ("share", "share of the squared change, {}")):
         for key in keys_at(study, DIAGNOSTIC, "since_base", part):
             columns[words.format(key)] = (("since_base", part, key), "fraction")
@@ -38,7 +38,7 @@ def _places(study: Study) -> Table | None:
 
 
 def _modules(study: Study) -> Table | None:
-    columns = {
+    columns: Columns = {
         key: (("since_base", part, key), "fraction")
         for part in ("kinds", "outside")
         for key in keys_at(study, DIAGNOSTIC, "since_base", part)
@@ -47,12 +47,12 @@ def _modules(study: Study) -> Table | None:
 
 
 def _copies(study: Study, copies: list[str]) -> Table | None:
-    columns = {f"copy of {task}": (("copies", task, "relative"), "fraction") for task in copies}
+    columns: Columns = {f"copy of {task}": (("copies", task, "relative"), "fraction") for task in copies}
     return grid(study, DIAGNOSTIC, "Relative change of each task's copy", columns, label="weight-change-copies")
 
 
 def _ranks(study: Study) -> Table | None:
-    columns = {
+    columns: Columns = {
         kind: (("since_base", "effective_rank", kind, "mean"), "ratio")
         for kind in keys_at(study, DIAGNOSTIC, "since_base", "effective_rank")
     }

@@ -49,11 +49,12 @@ def launch(sweep: SweepConfig, say: Callable[[str], None], detach: bool) -> bool
 
     with waiting_lock(sweep.folder / ".jobs.lock"):  # two commands at once must not submit twice as many
         jobs = alive(sweep)
-        missing = sweep.launcher.workers - len(jobs)
+        chosen = _chosen(sweep)
+        missing = chosen.workers - len(jobs)
         if jobs:
             say(f"jobs that are there already: {', '.join(jobs)}")
         if missing > 0:
-            executor = submitit.SlurmExecutor(folder=sweep.folder / "logs" / "slurm", max_num_timeout=sweep.launcher.requeues)
+            executor = submitit.SlurmExecutor(folder=sweep.folder / "logs" / "slurm", max_num_timeout=chosen.requeues)
             executor.update_parameters(**parameters(sweep))
             folder = str(sweep.folder.resolve())
             try:
@@ -72,6 +73,11 @@ def _said(error: Any) -> str:
     return " ".join(text.split())
 
 
+def _chosen(sweep: SweepConfig) -> Slurm:
+    assert isinstance(sweep.launcher, Slurm), "only asked of sweeps that Slurm starts"
+    return sweep.launcher
+
+
 def _resources(chosen: Slurm) -> dict[str, Any]:
     """What a worker is given, in Slurm's words."""
     return {
@@ -87,7 +93,7 @@ def _resources(chosen: Slurm) -> dict[str, Any]:
 
 def parameters(sweep: SweepConfig) -> dict[str, Any]:
     """The launcher's settings in submitit's words."""
-    chosen: Slurm = sweep.launcher
+    chosen = _chosen(sweep)
     wanted = {
         "job_name": sweep.name,
         **_resources(chosen),
@@ -138,6 +144,7 @@ class SlurmWorker:
                 status = guarded_sweep(lambda: worker(self.folder, in_job=True))
         except Interrupted as stop:
             # Here, and not inside of the signal's handler: that would have met the storage in the middle of something.
+            assert callable(requeue), "submitit has set it"
             requeue(stop.signum, None)
             raise
         if status:
@@ -152,7 +159,7 @@ class SlurmWorker:
 
 def script(sweep: SweepConfig) -> str:
     """The sbatch array script of the same workers, for sites without submitit."""
-    chosen: Slurm = sweep.launcher
+    chosen = _chosen(sweep)
     folder = sweep.folder.resolve()
     flags = {
         "job-name": sweep.name,
