@@ -145,20 +145,22 @@ def one_method(experiment: str, overrides: Sequence[str], method: str, folder: s
     from cl_softcot.config.loading import load_experiment
     from cl_softcot.config.plan import plan
     from cl_softcot.metrics.cost import peak_memory_mb
+    from cl_softcot.results.folder import ExperimentFolder
     from cl_softcot.run import one_run
     from cl_softcot.run.base import measure_base
     from cl_softcot.track import figures  # noqa: F401  what a run imports in the end
 
     config = load_experiment(experiment, [*overrides, f"output_dir={folder}/run"]).config
     importing, started = time.process_time(), time.perf_counter()
-    shared = Path(folder) / "run" / "shared"
+    place = ExperimentFolder(Path(folder) / "run")
+    shared = place.shared.path
     with watching() as watch:
         if method == BASE:
             with watch.part("answering", "other"):
                 measure_base(config, shared, lambda _: None)
         else:
             spec = next(spec for spec in plan(config) if spec.method == method)
-            one_run.run_one(config, spec, Path(folder) / "run" / "runs" / spec.key, shared, {}, lambda _: None)
+            one_run.run_one(config, spec, place.run(spec.key).path, shared, {}, lambda _: None)
     groups: dict[str, dict[str, float]] = {"importing": {"all": importing}}
     for (group, part), seconds in watch.stop().items():
         groups.setdefault(group, {})[part] = round(seconds, 3)

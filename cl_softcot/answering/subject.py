@@ -30,7 +30,7 @@ from cl_softcot.tasks.base import Example
 class Subject:
     """A method of a run, with all that it answers with and is measured by. ``build`` makes it once, and it is handed down.
 
-    What changes as the run goes on are the weights in ``parts`` and the copies in ``bank``; which moment it is looked at is said$
+    What changes as the run goes on are the weights in ``parts`` and the copies in ``bank``; which moment it is looked at is said
     by ``after`` and ``inside_turn``, which give the same subject with other marks of time.
 
     Attributes:

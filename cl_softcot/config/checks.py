@@ -19,8 +19,6 @@ from cl_softcot.config.settings import EvaluateConfig, MethodConfig, ModelConfig
 from cl_softcot.config.yaml import Loc
 from cl_softcot.errors import UserError, did_you_mean
 
-# --- what has to fit together ----------------------------------------------------------------------
-
 
 class WellFormed:
     """What of an experiment is well-formed by itself, so that what does not fit together is told along with the rest."""

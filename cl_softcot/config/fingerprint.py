@@ -14,8 +14,6 @@ from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plugins import PlugIn, TaskConfig
 from cl_softcot.config.settings import MethodConfig
 
-# --- writing ---------------------------------------------------------------------------------------
-
 
 def to_data(config: Experiment) -> dict[str, Any]:
     """The resolved config as plain data; `Experiment.model_validate` takes it back."""

@@ -19,8 +19,6 @@ from cl_softcot.config.settings import APPENDABLE, SHORT_FORMS, name_of
 from cl_softcot.config.yaml import Mark, Problem, Tree
 from cl_softcot.errors import UserError, did_you_mean
 
-# --- loading ---------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Loaded:

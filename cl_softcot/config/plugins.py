@@ -31,9 +31,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-# --- plug-ins with settings of their own -----------------------------------------------------------
-
-
 class _Unread(BaseModel):
     """Stands for settings that could not be read, so that the rest is still looked at."""
 

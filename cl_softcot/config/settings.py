@@ -32,9 +32,6 @@ SHORT_FORMS = {
 APPENDABLE = ("methods", "tasks", "diagnostics")
 
 
-# --- the parts of an experiment --------------------------------------------------------------------
-
-
 class ModelConfig(Strict):
     """A language model. A mere text is its `path`."""
 

@@ -22,9 +22,6 @@ LONGEST = 1.5  # rows that a batch's memory is as wide as, in mean lengths
 SMALL = 300_000_000  # parameters up to which a run on a CPU is worth a forecast
 
 
-# -------------------------------------------------------------------------------------------------- estimates
-
-
 @dataclass(frozen=True)
 class Device:
     """What a run has to fit into: its name, and the bytes that are free on it for one process."""

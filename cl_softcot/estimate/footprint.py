@@ -133,7 +133,7 @@ def _kept(method: Any, model_config: Any, plan: Passes, batch_size: int, layers:
 
 
 def run_pieces(backbone: Any, plan: Passes, batch_size: int, *, strategy: Any, owns: bool) -> Tensor:
-    """The calls of a plan, as ``models.decoding.forward`` makes them."""
+    """The calls of a plan, as ``models.running.forward`` makes them."""
     cache = DynamicCache(config=backbone.config)
     embeddings_trained = backbone.model.get_input_embeddings().weight.requires_grad
     hidden_BTD, seen = None, 0

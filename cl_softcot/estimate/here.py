@@ -17,9 +17,6 @@ TRAIN_SHARE, DECODE_SHARE = 0.35, 0.12
 STARTUP_SECONDS = 5.0
 
 
-# ------------------------------------------------------------------------------------------- time on this machine
-
-
 def matrix_rate(seconds: float = 0.2) -> float:
     """Floating-point operations a second of one core (or the GPU) in an fp32 product of 512 x 512 matrices."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,9 +20,6 @@ FP32 = 4
 QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + FP32 / 64}
 
 
-# ------------------------------------------------------------------------------------------------ what is counted
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Numbers (not bytes) in a model.

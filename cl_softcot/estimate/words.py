@@ -13,8 +13,6 @@ from cl_softcot.estimate.texts import text_lengths
 from cl_softcot.estimate.time import H100, base_hours
 from cl_softcot.results.folder import ExperimentFolder
 
-# ------------------------------------------------------------------------------------------------- in words
-
 
 def describe(config: Experiment, specs: Sequence[RunSpec], jobs: int, *, gpu_memory: float | None = None, gpus: int = 1) -> str:
     """What would run, about how long it takes, and whether it fits."""

@@ -3,5 +3,5 @@
 points.py   tidy points from finished runs
 fit.py      the analysis, fixed before the runs that it judges
 figure.py   the picture of it
-glyphs.py study.py trials.py   the controlled study of `python -m cl_softcot.law`
+pictures/   the controlled study of `python -m cl_softcot.law`
 """

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from cl_softcot.errors import UserError
 
-# --- arithmetic ------------------------------------------------------------------------------------
-
 
 def mean_over_tokens(loss_sum: Tensor, n_tokens: int | Tensor) -> Tensor:
     """Nats per token. The only place where a loss is divided: by the tokens of all that it is the loss of."""

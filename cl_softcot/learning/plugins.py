@@ -16,8 +16,6 @@ from cl_softcot.registry import find
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import BalancedExemplarsBuffer, ReservoirSamplingBuffer
 
-# --- plugins ---------------------------------------------------------------------------------------
-
 
 class Replay(ReplayPlugin, supports_distributed=True):  # type: ignore[call-arg]  # avalanche has no types
     """Avalanche's replay, without its call of a deprecated function, which warns the user and changes the

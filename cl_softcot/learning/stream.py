@@ -1,6 +1,6 @@
 """Tasks become a stream of Avalanche experiences, one turn each.
 
-This file and learning.py are the only two that import avalanche, and this one does it first: what its import
+Of this room, the only one that imports avalanche, every file that needs it imports this one first: what the import of avalanche
 needs is here.
 """
 

@@ -6,7 +6,7 @@ Assistant's input::
 
 Attention is causal and all slots stand at the end, so the states for N slots begin with those for every smaller N. To the bit:
 the prompt and the first four slots are one parallel forward, every further four another one, whatever N is. So states that were
-computed for one N, in this run or an earlier one (see ``frozen_cache``), serve every smaller one.
+computed for one N, in this run or an earlier one (see ``frozen_states``), serve every smaller one.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cl_softcot.commands import guarded
 from cl_softcot.errors import UserError, did_you_mean
 
 END_OF_TEXT = "<|end_of_text|>"
@@ -297,13 +298,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        chosen = _choices(args)
-        folder = make_model_folder(args.folder, texts=_texts(args), **chosen)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    print(folder)
+    return guarded(lambda: _write(args))
+
+
+def _write(args: argparse.Namespace) -> int:
+    chosen = _choices(args)
+    print(make_model_folder(args.folder, texts=_texts(args), **chosen))
     return 0
 
 

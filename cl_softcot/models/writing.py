@@ -32,9 +32,6 @@ FEW, WAITING = 1 / 4, 1 / 2
 # Measured with the embedded models: where a batch of fewer rows, or with less padding, costs more than it saves.
 _WORTH_A_BATCH, _PADDED = 32, 1.1
 
-
-# ------------------------------------------------------------------------------------------------------ decoding
-#
 # Every row brings a draft: the text that a method which has learned its task would write (its target). If the first token is the
 # draft's, the draft is read in one call, and all tokens up to the first that the model would not have written are its answer's;
 # from there on one token a call. The answer is the model's own whatever the draft says (speculative decoding, arXiv 2211.17192,

@@ -155,7 +155,7 @@ def run_tags(
     Args:
         tasks: names in the order in which they are learned.
         identity: from `run_identity`.
-        color: `#rrggbb`, from `results.palette`.
+        color: `#rrggbb`, from `results.colors.palette`.
         mlflow_experiment: the name to file the runs under, if it is not the experiment's own.
     """
     sequence = " > ".join(tasks)

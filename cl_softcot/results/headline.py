@@ -14,8 +14,6 @@ from cl_softcot.results.record import RunRecord
 FORGETTING = "forgetting/chaudhry_from_learned"
 FORGETTING_IN_TERMINAL = "forgetting/chaudhry"
 
-# --- the numbers of a row --------------------------------------------------------------------------
-
 
 def numbers(result: RunRecord) -> dict[str, float | None]:
     """The columns of the final table for one run; None where a number is not defined."""

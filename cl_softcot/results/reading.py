@@ -69,9 +69,6 @@ class Results(Sequence[RunRecord]):
         return to_dataframe(self)
 
 
-# --- finding ---------------------------------------------------------------------------------------
-
-
 def load_results(folder: str | Path) -> Results:
     """The records of the finished runs of an experiment folder (or of one run folder), also of a kept one, whose runs are packed.
 

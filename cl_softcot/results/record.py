@@ -269,6 +269,9 @@ class RunRecord(Rows, RecordPart):
     train_fingerprints: list[str] | None = Field(None, description="fingerprint of each task's training data")
     config_fingerprint: str | None = Field(None, description="SHA-256 of every setting that can move a number of this run")
     machine: Machine = Field(default_factory=Machine, description="what did the work")
+    user_modules: dict[str, str] | None = Field(
+        None, description="SHA-256 of each module of the user's own that the experiment names; from schema 2 on"
+    )
     versions: dict[str, Any] | None = Field(None, description="versions of the packages that computed the numbers")
     revision: str | None = Field(None, description="git revision of the code; `+dirty`: with changes that were not committed")
     finished: str | None = Field(None, description="when, UTC")

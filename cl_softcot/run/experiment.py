@@ -44,8 +44,6 @@ from cl_softcot.run.together import let_go, together
 from cl_softcot.run.workers import kill_workers, start_worker, work_on_base, work_on_run, worker_died
 from cl_softcot.track.console import ProgressDisplay, print_results, table_text
 
-# ---------------------------------------------------------------------------------------------------- in the parent
-
 
 class Orchestration:
     """One start of an experiment.

@@ -35,8 +35,6 @@ from cl_softcot.run.progress import Progress
 from cl_softcot.run.recording import partial_record, run_record
 from cl_softcot.tasks.base import Example
 
-# ------------------------------------------------------------------------------------------------------- the run
-
 
 def run_one(
     config: Experiment,

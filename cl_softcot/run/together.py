@@ -15,8 +15,6 @@ from cl_softcot.machine import exact, processes
 from cl_softcot.results.folder import ExperimentFolder
 from cl_softcot.run import base, one_run
 
-# ------------------------------------------------------------------------------- in the other processes of a launch
-
 
 def follow(config: Experiment, folder: Path) -> int:
     """What all processes but the first do: the same work, without files, display and trackers. Returns the exit status."""

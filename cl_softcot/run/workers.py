@@ -17,8 +17,6 @@ from cl_softcot.config.plan import RunSpec
 from cl_softcot.errors import UserError
 from cl_softcot.run import base, one_run
 
-# ------------------------------------------------------------------------------------------------------ in a worker
-
 _messages: Any = None
 
 

@@ -24,9 +24,6 @@ _STATISTICS: dict[str, Callable[[Values], Values]] = {
 _FOR_FREEDOM = 200  # resamples of each stratum for its share in the variance
 
 
-# ------------------------------------------------------------------------------------------------ one method, several runs
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A number with its interval (None where too few runs leave it unknown), in the unit of the scores.

@@ -14,8 +14,6 @@ from cl_softcot.errors import UserError
 from cl_softcot.statistics.paired import PairedDifference, Scores, paired_difference
 from cl_softcot.statistics.resampling import Values
 
-# ------------------------------------------------------------------------------------------------------ many comparisons
-
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (1979): max over the smaller ones of (m - rank) p. They bound the chance of *any* false claim."""

@@ -20,9 +20,6 @@ _NOTHING = 1e-12  # below this a difference is rounding
 _GRID = (np.arange(500) + 0.5) / 500  # quantiles that an average over a distribution is taken at
 
 
-# --------------------------------------------------------------------------------------------------- two methods, paired
-
-
 class Unit(NamedTuple):
     """What a score is of. Two methods are compared on the units that both have.
 

@@ -4,11 +4,15 @@
     space.py       distributions of dotted keys <-> the `key=value` of the command line
     objectives.py  numbers of a result by their names: objectives, constraints, values for pruning
     storage.py     PostgreSQL, SQLite or a journal file; patience with a database that is away
-    study.py       the trials in the storage: taking, beating, retrying, ending one
+    folder.py      the sweep's folder and its searches: made, found, refused where they are another sweep's
+    trials.py      the trials in the storage: taking, retrying, ending one
+    alive.py       which workers live
+    samplers.py    Optuna's samplers and pruners
     worker.py      the loop that every launcher starts
     launchers/     in this process, local processes, Slurm
     finish.py      the winner's score on the test split, once
-    report.py      the HTML page
+    status.py      how it stands; report.py: the HTML page
+    commands.py    what the commands share
 
 The folder of a sweep, on a disk that all workers see:
 

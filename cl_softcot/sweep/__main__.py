@@ -79,9 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     return guarded_sweep(lambda: chosen(args))
 
 
-# --- starting ------------------------------------------------------------------------------------------------
-
-
 def _start(args: argparse.Namespace) -> int:
     from cl_softcot.sweep.config import load_sweep
     from cl_softcot.sweep.folder import create

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# --- who lives -----------------------------------------------------------------------------------------------
-
 
 def beat(n: int) -> dict[str, Any]:
     """What a worker writes into its trial again and again, `n` counting."""

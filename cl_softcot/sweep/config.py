@@ -257,6 +257,9 @@ class SearchPlan:
         self.folder = sweep.folder / method if sweep.for_each and method else sweep.folder
         self.space = {self._named(key): self._conditional(value) for key, value in sweep.space.items()}
 
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / str(number)
+
     def _named(self, key: str) -> str:
         return key.replace(METHOD, self.method) if self.method else key
 

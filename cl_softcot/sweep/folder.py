@@ -7,17 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, read_json, waiting_lock
-from cl_softcot.sweep.config import SearchPlan, SweepConfig
+from cl_softcot.sweep.config import SearchPlan, SweepConfig, load_sweep, shown_path
 from cl_softcot.sweep.space import grid
 from cl_softcot.sweep.storage import Patience, open_storage, shown_address
 from cl_softcot.sweep.trials import Search
-
-if TYPE_CHECKING:
-    from cl_softcot.sweep.config import SweepConfig
 
 # --- looking -------------------------------------------------------------------------------------------------
 
@@ -26,8 +23,6 @@ def existing(name: str) -> SweepConfig:
     """A sweep that was started, by its folder or its file."""
     from cl_softcot.config import yaml
     from cl_softcot.config.loading import validated
-    from cl_softcot.errors import UserError
-    from cl_softcot.sweep.config import SweepConfig, load_sweep, shown_path
 
     path = Path(name)
     if path.is_file():

@@ -176,7 +176,7 @@ def _scale(values: Sequence[float]) -> str:
 
 
 def _intervals(plan: SearchPlan, record: Record) -> dict[str, Any]:
-    path = plan.folder / "trials" / str(record.number) / "trial.json"
+    path = plan.trial_folder(record.number) / "trial.json"
     return (read_json(path).get("intervals") or {}) if path.exists() else {}
 
 

@@ -12,9 +12,6 @@ from cl_softcot.sweep.config import PrunerConfig, SamplerConfig, SearchPlan
 LANES = 4  # trials side by side where the sweep does not say how many
 
 
-# --- samplers and pruners -----------------------------------------------------------------------------------
-
-
 def make_sampler(config: SamplerConfig, number: int, wanted: Mapping[str, str]) -> Any:
     import optuna
 

@@ -88,7 +88,7 @@ def standing(searches: Sequence[Search]) -> str:
         for record in found:
             beat = record.last.user_attrs.get("beat") or {}
             again = f", attempt {len(record.attempts)}" if len(record.attempts) > 1 else ""
-            folder = search.plan.folder / "trials" / str(record.number)
+            folder = search.plan.trial_folder(record.number)
             if record.state == "running":
                 where = f"{beat.get('host', '?')}, process {beat.get('pid', '?')}"
                 lines.append(f"  trial {record.number} runs on {where}{again}: {shown(record.params)}")

@@ -7,7 +7,7 @@ What each can take, and what is done about it here:
                 beside them (WAL). Not for network disks.
     journal     an append-only file, for several machines that share a disk and have no database. Optuna's own leaves a trial
                 RUNNING for ever whose worker was killed, and breaks for good when a line was cut off in the middle. Here dead
-                workers are found for every storage (`study.py`), and a cut line is removed before the next is written. It
+                workers are found for every storage (`alive.py`), and a cut line is removed before the next is written. It
                 gets slow beyond some ten workers.
 
 Tables and studies are created under a lock: at the same time Optuna's creation crashes, on PostgreSQL too.

@@ -212,7 +212,7 @@ class Search:
         params = suggest(trial, self.plan.space)
         number = trial.user_attrs.get("attempt_of", trial.number)
         earlier = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("attempt_of", t.number) == number]
-        return Taken(trial, number, len(earlier), params, self.plan.folder / "trials" / str(number))
+        return Taken(trial, number, len(earlier), params, self.plan.trial_folder(number))
 
     # ---------------------------------------------------------------------------------------------------- ending
 

@@ -110,7 +110,7 @@ def _tell_if_short(search: Search) -> None:
         worst = [r for r in found if r.state == "failed"][-1]
         error = UserError(
             f"{search.plan.study_name}: {counts.failed} trials failed and none completed; the last: {worst.error}",
-            where=str(search.plan.folder / "trials" / str(worst.number) / "error.txt"),
+            where=str(search.plan.trial_folder(worst.number) / "error.txt"),
         )
         error.exit_status = 1
         raise error
@@ -122,9 +122,6 @@ def _tell_if_short(search: Search) -> None:
         )
         error.exit_status = 1
         raise error
-
-
-# --- trials --------------------------------------------------------------------------------------------------
 
 
 def run_trials(search: Search, taken: Sequence[Taken], say: Say) -> None:

@@ -60,7 +60,7 @@ def sentence(results: Sequence[RunRecord], *, full: bool = False, level: float =
     """What the results of an experiment support, one sentence a line.
 
     Args:
-        results: the records of any number of runs; those from `results.load_results` know their folder, and
+        results: the records of any number of runs; those from `cl_softcot.results.load_results` know their folder, and
             with it the predictions that make the comparison paired.
         full: tell every method's number; else a group of more than three is told by its two ends.
         level: of all the intervals of one line together (Bonferroni over the methods).

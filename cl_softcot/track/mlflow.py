@@ -66,9 +66,6 @@ class Sent:
     run_id: str | None = None
 
 
-# --- sending one run -------------------------------------------------------------------------------------
-
-
 def sync(run_folder: str | Path, uri: str | None = None, experiment: str | None = None) -> Sent:
     """Sends what the log of a run has and the store has not; any number of times, from any process.
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from cl_softcot.track.mlflow import Sent, sync
 
-# --- in the background -----------------------------------------------------------------------------------
-
 
 @dataclass
 class _State:

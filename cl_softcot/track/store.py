@@ -37,9 +37,6 @@ class SendingFailed(Exception):
     """Something about MLflow that a person should read; becomes a `Sent`."""
 
 
-# --- the store -------------------------------------------------------------------------------------------
-
-
 def default_uri() -> str:
     """The store that `mlflow ui` opens without arguments in this folder, unless MLFLOW_TRACKING_URI names one."""
     return mlflow_module().get_tracking_uri()
