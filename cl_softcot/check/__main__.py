@@ -16,7 +16,10 @@ def parser() -> argparse.ArgumentParser:
         description="Checks on the embedded models that a plug-in of your own keeps its contract. Its kind is found by its base.",
         epilog="exit status: 0 everything is kept, 1 something is not, 2 it could not be tried",
     )
-    p.add_argument("plugin", help="package.module:Class, or package.module of a metric; or the name of one of ours")
+    p.add_argument(
+        "plugin",
+        help="package.module:Class; of a metric package.module:function, or package.module; or the name of one of ours",
+    )
     p.add_argument("settings", nargs="*", metavar="key=value", help="its settings, where the defaults are not enough")
     return p
 
@@ -48,6 +51,8 @@ def lines_of(plugin: str, given: list[str]) -> Iterator[Any]:
     from cl_softcot import registry
     from cl_softcot.check import diagnostic, metric, reasoning, strategy, task
 
+    if ":" in plugin and _is_function(plugin):
+        return metric.check_function(plugin)
     found = registry.any_kind(plugin)
     if not isinstance(found, type):
         return metric.check(found)
@@ -57,6 +62,16 @@ def lines_of(plugin: str, given: list[str]) -> Iterator[Any]:
     if kind == "reasoning":
         return reasoning.check(found, settings, name=plugin)
     return (task if kind == "task" else diagnostic).check(found, settings)
+
+
+def _is_function(plugin: str) -> bool:
+    from cl_softcot.errors import UserError
+    from cl_softcot.registry import find_function
+
+    try:
+        return not isinstance(find_function("plug-in", plugin), type)
+    except UserError:  # whoever looks for a class says what is wrong
+        return False
 
 
 def _settings(cls: Any, given: list[str]) -> Any:

@@ -1,15 +1,18 @@
-"""The contract of a metric's file: every number has a meaning, and those of the accuracy matrix can be computed."""
+"""The contract of a metric, a file of them or one function: every number has a meaning, and can be computed of a matrix."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from cl_softcot.check.result import Broken, Line, told
+from cl_softcot.check.result import Broken, Line, place_of, told
 from cl_softcot.metrics import Meaning, catalogue
+from cl_softcot.metrics.own import OwnMetric, find_metrics
+from cl_softcot.registry import find_function
 
 MATRIX = np.array([[0.2, 0.1, 0.3], [0.9, 0.2, 0.3], [0.7, 0.8, 0.2], [0.6, 0.7, 0.9]])
 
@@ -38,3 +41,25 @@ def check(module: ModuleType) -> Iterator[Line]:
     rules = {name: (lambda name=name, meaning=meaning: means_something(name, meaning)) for name, meaning in offered.items()}
     for line in told({"it has names": has_names, **rules}, type(module)):
         yield line if line.ok else Line(line.rule, line.what, module.__file__ or "", line.fix)
+
+
+def check_function(path: str) -> Iterator[Line]:
+    """Every rule, over a function ``package.module:function`` (see ``metrics.own``)."""
+    found: list[OwnMetric] = []
+
+    def means_something() -> None:
+        found.extend(find_metrics([path]))
+
+    def can_be_computed() -> None:
+        for one in found:
+            if one.of_record:
+                continue  # what a record holds is the run's own: seen when it is computed
+            values = [one.function(MATRIX.copy()) for _ in range(2)]
+            if not isinstance(values[0], int | float | np.number | None):
+                raise Broken(f"it gave {type(values[0]).__name__}", "It has to return a number or None.")
+            if values[0] != values[1] and not np.isnan(values[0]):
+                raise Broken(f"the same matrix gives {values[0]} and {values[1]}")
+
+    function = find_function("metric", path)
+    for line in told({"it means something": means_something, "a matrix gives a number": can_be_computed}, OwnMetric):
+        yield line if line.ok else dataclasses.replace(line, where=place_of(function))

@@ -58,8 +58,8 @@ def told(rules: Rules, cls: type) -> Iterator[Line]:
             yield Line(rule)
 
 
-def place_of(cls: type) -> str:
-    """The file and line of a class."""
+def place_of(cls: Any) -> str:
+    """The file and line of a class or a function."""
     try:
         return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
     except (OSError, TypeError):

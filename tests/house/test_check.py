@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import nn
 from cl_softcot.diagnostics.base import Diagnostic
-from cl_softcot.metrics import Meaning
+from cl_softcot.metrics import Meaning, metric
 from cl_softcot.reasoning.base import Reasoning, ReasoningSettings
 from cl_softcot.tasks.base import Example, Task
 from strategies.base import Strategy, TrainedSettings, freeze
@@ -67,6 +67,17 @@ class Silent(Diagnostic):
 class Duck:
     def trainable(self, parts): ...
 
+@metric("mean_j R[T,j]", "ours", "fraction", "higher is better")
+def last_row(matrix):
+    return float(matrix[-1].mean())
+
+@metric("words", "ours", "none", "higher is better")
+def says_words(matrix):
+    return ["words"]
+
+def means_nothing(matrix):
+    return 0.0
+
 CATALOGUE = {"worst/mine": Meaning("min", "", "fraction", "higher", lambda matrix: float(matrix[-1].min()))}
 """
 
@@ -109,6 +120,16 @@ def test_what_cannot_be_tried(capsys):
 def test_a_metrics_file_is_checked_too(capsys):
     assert main(["checked_mine"]) == 1
     assert "formula, source, unit or direction is empty" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_a_function(capsys):
+    assert main(["checked_mine:last_row"]) == 0
+    assert "all 2 rules are kept" in capsys.readouterr().out
+    assert main(["checked_mine:says_words"]) == 1
+    told = capsys.readouterr().out
+    assert "it gave list" in told and "checked_mine.py:" in told
+    assert main(["checked_mine:means_nothing"]) == 1
+    assert "does not say what it means" in capsys.readouterr().out
 
 
 def test_ours_by_name_with_settings(capsys):
