@@ -54,11 +54,11 @@ def check_function(path: str) -> Iterator[Line]:
         for one in found:
             if one.of_record:
                 continue  # what a record holds is the run's own: seen when it is computed
-            values = [one.function(MATRIX.copy()) for _ in range(2)]
-            if not isinstance(values[0], int | float | np.number | None):
-                raise Broken(f"it gave {type(values[0]).__name__}", "It has to return a number or None.")
-            if values[0] != values[1] and not np.isnan(values[0]):
-                raise Broken(f"the same matrix gives {values[0]} and {values[1]}")
+            first, again = (one.function(MATRIX.copy()) for _ in range(2))
+            if not isinstance(first, int | float | np.number | None):
+                raise Broken(f"it gave {type(first).__name__}", "It has to return a number or None.")
+            if first != again and not (first is None or np.isnan(first)):
+                raise Broken(f"the same matrix gives {first} and {again}")
 
     function = find_function("metric", path)
     for line in told({"it means something": means_something, "a matrix gives a number": can_be_computed}, OwnMetric):
