@@ -54,9 +54,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@functools.cache
 def models() -> Path:
     """A folder with two small random models, ``backbone`` and ``assistant``, and three files of data."""
+    return _models(shared)  # while tests are collected nothing is shared yet
+
+
+@functools.cache
+def _models(_shared: Path | None) -> Path:
     from model_fakes import save_words_model
 
     def make(folder: Path) -> None:

@@ -21,6 +21,7 @@ TIE = 1e-3  # logits that rounding may put in either order
 
 def check(cls: Any, settings: Any = None, *, name: str = "") -> Iterator[Line]:
     """Every rule; ``name``: how it is called in a YAML file."""
+    bench.begin()
     settings = settings or cls.Settings()
     trial = _Trial(cls, settings, name or f"{cls.__module__}:{cls.__qualname__}")
     rules = {

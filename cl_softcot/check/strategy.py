@@ -27,6 +27,7 @@ def check(cls: Any, settings: Any = None, *, name: str = "", reasoning: str | No
         name: how it is called in a YAML file.
         reasoning: the way of thinking to try it with; None: the first of ours that goes with it.
     """
+    bench.begin()
     settings = settings or cls.Settings()
     ways = registry.known("reasoning")
     named = f"{cls.__module__}:{cls.__qualname__}" if not name else name

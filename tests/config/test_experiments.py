@@ -24,13 +24,13 @@ COST = re.compile(r"^# Expected \((--dry-run --gpu-memory 80(?: --gpus (\d+))?),
 
 _SCRIPT = """
 import contextlib, io, json, re, sys
-from cl_softcot import run
+from cl_softcot.run.__main__ import main
 from cl_softcot.config import load_experiment
 from cl_softcot.estimate.words import summary
 for path, arguments, gpus in json.load(sys.stdin):
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        status = run.main([path, "--dry-run", *arguments])
+        status = main([path, "--dry-run", *arguments])
     cost = summary(load_experiment(path).config, 80, gpus) if gpus else None
     print(json.dumps([path, status, text.getvalue(), cost]), flush=True)
 """

@@ -256,7 +256,7 @@ def test_runs_side_by_side_are_those_alone_to_the_bit(here, monkeypatch):
     original = one_run._Run._on_step
 
     def noted(run, step):
-        steps.append((step["turn"], step["step"], run.folder.parents[1].name))
+        steps.append((step["turn"], step["step"], run.folder.path.parents[1].name))
         original(run, step)
 
     monkeypatch.setattr(one_run._Run, "_on_step", noted)
@@ -314,7 +314,7 @@ def test_runs_that_were_interrupted_side_by_side_go_on_at_their_own_checkpoints(
     original = one_run._Run._on_step
 
     def interrupts(run, step):
-        if (step["turn"], step["step"]) == (1, 2) and run.folder.parents[1].name == "mlp":
+        if (step["turn"], step["step"]) == (1, 2) and run.folder.path.parents[1].name == "mlp":
             raise Ended
         original(run, step)
 

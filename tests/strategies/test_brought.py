@@ -195,12 +195,12 @@ def test_a_run_with_an_adapter_of_ones_own_forgets_what_it_forgets(tmp_path):
     """The rows are answered anew, the record says with which file, and the same start again does nothing twice."""
     config = load_experiment(write(tmp_path, small(methods=[METHOD])), [f"output_dir={tmp_path / 'out'}"]).config
     found = run_experiment(config)[0]
-    folder = Path(found["_folder"])
-    rows = [read_jsonl(folder / "predictions" / f"row_{i}.jsonl") for i in range(len(found["tasks"]) + 1)]
+    folder = Path(found.folder)
+    rows = [read_jsonl(folder / "predictions" / f"row_{i}.jsonl") for i in range(len(found.tasks) + 1)]
     assert len({row[0]["policy"] for row in rows}) == len(rows)
-    assert found["frozen"]["unchanged"] and found["user_modules"].keys() == {"brought_fakes"}
-    assert len({d for row in found["drift"]["as_used"] for k, d in row.items() if k == "forward_kl/first"}) == len(rows)
-    assert all(row == found["retention"]["weights_alone"][0] for row in found["retention"]["weights_alone"])
+    assert found.frozen.unchanged and found.at("user_modules").keys() == {"brought_fakes"}
+    assert len({d for row in found.at("drift.as_used") for k, d in row.items() if k == "forward_kl/first"}) == len(rows)
+    assert all(row == found.at("retention.weights_alone")[0] for row in found.at("retention.weights_alone"))
     written = (folder / "result.json").stat().st_mtime_ns
-    assert run_experiment(config)[0]["accuracy"] == found["accuracy"]
+    assert run_experiment(config)[0].accuracy == found.accuracy
     assert (folder / "result.json").stat().st_mtime_ns == written

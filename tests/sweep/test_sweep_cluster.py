@@ -136,7 +136,7 @@ def test_a_database_that_is_restarted_while_workers_are_killed(here, database, h
     assert_sound(folder, 6)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # resumed behind the last finished experience
     attempts = [len(r.attempts) for r in searches(folder)[0].records()]
-    assert sorted(attempts)[-1] == 2 and sum(attempts) == 6 + 2
+    assert sum(attempts) == 6 + 2 and max(attempts) in (2, 3)  # both kills may meet one trial
     assert not holders_of(postgres_server.PASSWORD, here)
     assert (here / "mlflow.db").exists()
 

@@ -68,7 +68,7 @@ def test_a_sweep_from_its_file_to_its_report(here, capsys):
     folder, told = here / "sweeps/s", capsys.readouterr().out
     assert_sound(folder, 3)
     results = trial_results(folder)
-    assert all([r["seed"] for r in runs] == [0, 1] and {r["split"] for r in runs} == {"valid"} for runs in results.values())
+    assert all([r.seed for r in runs] == [0, 1] and {r.split for r in runs} == {"valid"} for runs in results.values())
     winner = json.loads((folder / "winner.json").read_text())
     values = {r.number: r.last.values[0] for r in searches(folder)[0].records()}
     chosen = winner["winners"][0]
