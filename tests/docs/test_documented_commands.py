@@ -249,6 +249,7 @@ def test_ci_runs_the_test_command():
 # -------------------------------------------------------------------------------------------------------------- docs
 
 
+@pytest.mark.slow
 def test_tables_and_reference_are_those_of_the_code_and_the_kept_results():
     result = subprocess.run([sys.executable, ROOT / "tools" / "update_docs.py", "--check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -218,6 +218,7 @@ def test_hints_are_written_once_for_all_runs(tmp_path, passes):
     assert hints(8, items[:99]) and passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_what_a_base_answers_is_kept_with_everything_but_the_text(kind, tmp_path, passes):
     model, items = MODELS[kind](tmp_path), examples(20)

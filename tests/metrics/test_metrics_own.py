@@ -102,6 +102,7 @@ def test_in_an_experiment_it_stands_everywhere(mine):
     assert "worst_task ↑" in page and "steps_a_task ↓" in page and "routed right ↑" in page
 
 
+@pytest.mark.slow
 def test_finished_runs_get_it_too(mine, capsys):
     study = write_study(mine / "study")
     assert report([str(study), "--no-mlflow", "--output", "plain"]) == 0

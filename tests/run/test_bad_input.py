@@ -214,6 +214,7 @@ def test_a_mistake_in_somebodys_own_code_shows_where(tmp_path):
     assert (tmp_path / "out" / "runs" / "softcot.given.seed0" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_the_exit_status_reaches_the_shell(tmp_path):
     """Through the interpreter itself; what a worker refuses, too."""
     done = subprocess.run(arguments("nowhere.yaml"), cwd=tmp_path, env=environment(), capture_output=True, text=True)

@@ -383,6 +383,7 @@ def test_a_run_deleted_there_or_started_over_here(run, store):
     assert not report.ok and "mlflow experiments restore" in report.message
 
 
+@pytest.mark.slow
 def test_three_processes_on_a_fresh_store(run_folder, tmp_path):
     import shutil
 
