@@ -163,6 +163,10 @@ class Task(ABC):
         right = extracted.casefold().split() == example.answer.casefold().split()
         return Verdict("right" if right else "wrong", extracted)
 
+    def judge_flexibly(self, example: Example, text: str) -> Verdict:
+        """The second reading: what a person would take for the answer, whatever its format. Unless a task says more: ``judge``."""
+        return self.judge(example, text)
+
 
 # ------------------------------------------------------------------------------------------------------- benchmarks
 
