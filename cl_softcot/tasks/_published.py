@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cl_softcot.errors import UserError
+from cl_softcot.tasks._judging import Answers
 from cl_softcot.tasks._sources import Row, find_file, read_file
 from cl_softcot.tasks.base import SPLITS, Draft, Example, Split, Task, TaskSettings, Verdict, split_of
 
@@ -52,8 +53,8 @@ class Published(Task):
         """A published question. UserError where it cannot be one."""
 
     @abstractmethod
-    def read(self, example: Example, text: str) -> str | None:
-        """The one answer that a text states, in the form of the gold answers; None where it states none, or several."""
+    def answers(self, example: Example) -> Answers:
+        """What its answers are, in the form of the gold ones, and how they are read."""
 
     def rows(self, path: Path, split: Split) -> Sequence[Row]:
         """The rows of a split in a file of it."""
@@ -81,10 +82,10 @@ class Published(Task):
         return [self._example(draft, split, i, "file") for i, draft in rng.sample(rows, n)]
 
     def judge(self, example: Example, text: str) -> Verdict:
-        extracted = self.read(example, text)
-        if extracted is None:
-            return Verdict("unanswered", None)
-        return Verdict("right" if extracted == example.answer else "wrong", extracted)
+        return _verdict(example, self.answers(example).strict(text))
+
+    def judge_flexibly(self, example: Example, text: str) -> Verdict:
+        return _verdict(example, self.answers(example).flexible(text))
 
     def _generated(self, split: Split, n: int, rng: random.Random) -> list[Draft]:
         published = {draft.key for rows in self._from_files.values() for draft in rows.values()}
@@ -138,3 +139,9 @@ class Published(Task):
                     found[split][index] = draft
                 seen.add(draft.key)
         return found
+
+
+def _verdict(example: Example, extracted: str | None) -> Verdict:
+    if extracted is None:
+        return Verdict("unanswered", None)
+    return Verdict("right" if extracted == example.answer else "wrong", extracted)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.tasks._judging import Answers, Words
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -164,8 +165,13 @@ class Task(ABC):
         return Verdict("right" if right else "wrong", extracted)
 
     def judge_flexibly(self, example: Example, text: str) -> Verdict:
-        """The second reading: what a person would take for the answer, whatever its format. Unless a task says more: ``judge``."""
-        return self.judge(example, text)
+        """The second reading: what a person would take for the answer, whatever its format. A task that judges in a way of its own
+        has only that, unless it says more."""
+        verdict = self.judge(example, text)
+        if verdict.outcome != "unanswered" or type(self).judge is not Task.judge:
+            return verdict
+        extracted = Words(example.answer).flexible(text)
+        return Verdict("unanswered" if extracted is None else "right" if Words(extracted).same(example.answer) else "wrong", extracted)
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks
@@ -174,7 +180,7 @@ class Task(ABC):
 class Benchmark(Task):
     """A closed set of examples, and a judge that reads the answer's kind (a number, an option, yes or no) from free text.
 
-    Subclasses implement ``load`` (called once a split, never while the task is made) with ``make``, and ``read``.
+    Subclasses implement ``load`` (called once a split, never while the task is made) with ``make``, and ``answers`` (or ``read``).
     ``meta["accept"]`` of an example lists further answers that are as right as its ``answer``.
     """
 
@@ -191,9 +197,19 @@ class Benchmark(Task):
     def load(self, split: Split) -> Iterable[Example]:
         """Every example of one of ``splits``, in a fixed order."""
 
-    @abstractmethod
+    def answers(self, example: Example) -> Answers:
+        """What the answers to an example are, and how each reading finds one in a text. One that overrides ``read`` needs none."""
+        raise NotImplementedError(f"{type(self).__name__} says neither `answers` nor `read`")
+
     def read(self, example: Example, text: str) -> str | None:
         """The one answer that a text states, written as answers to this example are; None where there is no such thing."""
+        return self.answers(example).strict(text)
+
+    def read_flexibly(self, example: Example, text: str) -> str | None:
+        """The one answer that a person would take a text to give; None where there is no such thing."""
+        if type(self).answers is Benchmark.answers:
+            return self.read(example, text)
+        return self.answers(example).flexible(text)
 
     def make(
         self,
@@ -258,7 +274,12 @@ class Benchmark(Task):
 
     def judge(self, example: Example, text: str) -> Verdict:
         """Right if what ``read`` finds is what it finds in a gold answer that is written behind ``###``."""
-        extracted = self.read(example, text)
+        return self._verdict(example, self.read(example, text))
+
+    def judge_flexibly(self, example: Example, text: str) -> Verdict:
+        return self._verdict(example, self.read_flexibly(example, text))
+
+    def _verdict(self, example: Example, extracted: str | None) -> Verdict:
         if extracted is None:
             return Verdict("unanswered", None)
         return Verdict("right" if extracted in self._golds(example) else "wrong", extracted)

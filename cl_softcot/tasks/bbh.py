@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from cl_softcot.additions import ADDED_LATER
-from cl_softcot.tasks._judging import LETTERS, choice_in, number_in, option_in, options_meta, read_with
+from cl_softcot.tasks._judging import LETTERS, Answers, Choice, Number, Option, Stated, options_meta
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -101,15 +101,15 @@ class Bbh(Benchmark):
     def n_options_of(self, example: Example) -> int | None:
         return 2 if example.meta["subset"] in CHOICES else super().n_options_of(example)
 
-    def read(self, example: Example, text: str) -> str | None:
+    def answers(self, example: Example) -> Answers:
         subset = example.meta["subset"]
         if subset in CHOICES:
-            return choice_in(text, *CHOICES[subset])
+            return Choice(*CHOICES[subset])
         if subset in NUMBERS:
-            return number_in(text)
+            return Number()
         if subset in LETTERED:
-            return option_in(text, example.meta["options"])
-        return read_with(text, _brackets if subset == "dyck_languages" else _words)
+            return Option(example.meta["options"])
+        return Stated(_brackets if subset == "dyck_languages" else _words)
 
 
 def bbh_rows(settings: SourceSettings, subset: str) -> list[Row]:

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import read_with
+from cl_softcot.tasks._judging import Answers, Stated
 from cl_softcot.tasks._published import Published, PublishedSettings
 from cl_softcot.tasks._sources import Row
 from cl_softcot.tasks.base import SPLITS, Amount, Draft, Example, SearchGraph, TextLengths, between
@@ -174,7 +174,7 @@ class ProsQA(Published):
 
     # -------------------------------------------------------------------------------------------------- answers
 
-    def read(self, example: Example, text: str) -> str | None:
+    def answers(self, example: Example) -> Answers:
         """``PERSON is a CONCEPT.``, by the option that the answer claims, or else its last concept; None for no concept, or both
         options.
 
@@ -182,7 +182,10 @@ class ProsQA(Published):
         """
         names = example.meta["names"]
         root, *options = (names[example.meta[key]] for key in ("root", "target", "neg_target"))
-        return read_with(text, lambda place: _answers(place, root, options, {*CONCEPTS, *names}))
+        known = {*CONCEPTS, *names}
+        about = re.compile(rf"\b{re.escape(root)}\b", re.I)
+        # An unmarked line is about the question where it names who was asked about, or says a word or two.
+        return Stated(lambda place: _answers(place, root, options, known), lambda line: len(line.split()) < 4 or bool(about.search(line)))
 
 
 _GRAPH_FIELDS = {"edges": "edges", "names": "idx_to_symbol", "root": "root", "target": "target", "neg_target": "neg_target"}

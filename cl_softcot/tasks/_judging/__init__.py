@@ -1,0 +1,20 @@
+"""Reads the answer out of free text, twice: ``readings``. Numbers, options, yes or no, words each have a file."""
+
+from cl_softcot.tasks._judging.numbers import numbers_in, numeral
+from cl_softcot.tasks._judging.options import LETTERS, lettered, options_in, options_meta, with_options
+from cl_softcot.tasks._judging.readings import (
+    Answers,
+    Choice,
+    Number,
+    Option,
+    Stated,
+    Words,
+    choice_in,
+    number_in,
+    option_in,
+)
+
+__all__ = [
+    "LETTERS", "Answers", "Choice", "Number", "Option", "Stated", "Words", "choice_in", "lettered", "number_in", "numbers_in",
+    "numeral", "option_in", "options_in", "options_meta", "with_options",
+]  # fmt: skip

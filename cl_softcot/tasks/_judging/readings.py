@@ -1,0 +1,354 @@
+"""The two readings of a text: what it says that its answer is (strict), and what a person would take for it (flexible).
+
+docs/guide/judging.md says what each of them reads; `where` finds the places that the strict one trusts.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cl_softcot.tasks._judging.choices import choices_in, opens_with_answer, word_pattern
+from cl_softcot.tasks._judging.numbers import numbers_in, numeral, written_numbers
+from cl_softcot.tasks._judging.options import by_letter, denied, is_bare_option, options_in, without_lists
+from cl_softcot.tasks._judging.said import is_blank, plain, turns, without_thoughts
+from cl_softcot.tasks._judging.where import places
+
+
+@dataclass(frozen=True)
+class _Found:
+    """``answer`` as it was found; ``stated``: at a marked place; ``settled``: nothing else in the text can be the answer."""
+
+    answer: str | None
+    stated: bool = False
+    settled: bool = False
+
+
+class Answers(ABC):
+    """What the answers to a question are, and how to read one out of a text. None: there is none, or there are several."""
+
+    def strict(self, text: str) -> str | None:
+        """The answer of a text that follows the format: the most trusted place that names any decides."""
+        return self._stated(self._own_turn(text)).answer
+
+    def flexible(self, text: str) -> str | None:
+        """What a person would take for the answer: the strict reading, or else what the text says without saying that it is."""
+        found = self._of(self._own_turn(text))
+        if found.answer is None or found.stated:
+            return found.answer
+        # A bare answer behind thoughts that state another one: which of them holds is not said.
+        considered = self._stated(without_thoughts(text)[1])
+        return None if considered.settled and considered.answer != found.answer else found.answer
+
+    @abstractmethod
+    def named(self, place: str) -> set[str]:
+        """The answers that a marked line names."""
+
+    @abstractmethod
+    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        """What lines without a mark say that the answer is: ``lines`` without markup, and ``raw`` with it."""
+
+    def partly(self, place: str) -> bool:
+        """Whether a line that names no answer holds a piece of one."""
+        return False
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    def _own_turn(self, text: str) -> str:
+        """What was said up to a question of the model's own, where an answer stands in front of that."""
+        said, _ = without_thoughts(text)
+        return next((turn for turn in turns(said) if self._of(turn).settled), said)
+
+    def _stated(self, said: str) -> _Found:
+        for place in places(said, self.named).found:
+            names = self.named(place)
+            if names:
+                return _Found(names.pop() if len(names) == 1 else None, stated=True, settled=True)
+        return _Found(None)
+
+    def _of(self, said: str) -> _Found:
+        stated = self._stated(said)
+        if stated.settled:
+            return stated
+        where = places(said, self.named)
+        if any(map(self.partly, where.found)) or (where.ends and where.found):
+            return _Found(None, settled=True)
+        raw = _lines(where.rest)
+        answer = self.told([line for line in map(_plain_line, raw) if line], raw)
+        return _Found(answer, settled=answer is not None)
+
+
+_CLOSING = re.compile(
+    r"\W*(?:let me know|i hope|hope (?:this|that|it)|feel free|please (?:let|feel|note)|if you (?:have|need|want|would)|good luck"
+    r"|great (?:job|question)|well done|you'?re welcome|is there anything|thanks?\b|thank you|have a (?:great|nice|good)|happy to"
+    r"|would you like|do you (?:want|have|need)|best regards|sure[,!.]|of course[,!.]|certainly[,!.]|okay[,!.]?$)",
+    re.I,
+)
+_ENUMERATED = re.compile(r"(?:(?:step|part)\s*\d+\s*[:.)-]+|\(?\d{1,2}[.)](?=\s+[^\W\d])|[-*+\u2022\u00b7](?=\s))\s*", re.I)
+_HEADING = re.compile(r"\s*(?:#{1,6}\s|(?:\*\*|__)[^*]*[:?](?:\*\*|__)\s*$|(?:\*\*|__)(?:step|part)\s*\d[^*]*(?:\*\*|__):?\s*$|```|\|)", re.I)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that say something: no headings, tables, rules, and no courtesies."""
+    kept = [line for line in text.split("\n") if not _HEADING.match(line) or re.fullmatch(r"\s*#+\s*[^\w\s]*\w+[.)]?\s*", line)]
+    return [line for line in kept if not is_blank(plain(line)) and not _CLOSING.match(plain(line))]
+
+
+def _plain_line(line: str) -> str:
+    line = plain(line)
+    return _ENUMERATED.sub("", line, count=1) if _ENUMERATED.match(line) else line
+
+
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|rs|no|approx|vs|e\.g|i\.e|etc|fig|eq|al|inc|ltd|u\.s|a\.m|p\.m)\.$", re.I)
+
+
+def sentences(line: str) -> list[str]:
+    """A line's sentences."""
+    found = [""]
+    for piece in re.split(r"(?<=[.!?])([\"')\]]*\s+)(?=[\"'(\[$]*[^\W_])", line):
+        joins = not piece.strip() or (found[-1].strip() and _ABBREVIATION.search(found[-1].rstrip()))
+        if joins or not found[-1].strip():
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return [s.strip() for s in found if s.strip()]
+
+
+_UNFINISHED = re.compile(
+    r"(?:[,;:=+*/<(\u00d7-]|\b(?:the|a|an|of|and|or|but|is|are|was|be|to|then|so|with|for|by|in|on|at|from|that|than|her|his|its|their"
+    r"|which|who|will|would|has|have|because|since|if|per|each|into|as|not|therefore|thus|hence|equals|makes|costs|total))\s*$",
+    re.I,
+)
+
+
+def is_finished(line: str) -> bool:
+    """Whether a last line ends like a sentence, or with what it says; False where it was cut at a token limit."""
+    return not _UNFINISHED.search(line)
+
+
+# ------------------------------------------------------------------------------------------------------------ kinds
+
+
+class Number(Answers):
+    """A number, by its value (``numbers``)."""
+
+    def named(self, place: str) -> set[str]:
+        return numbers_in(place)
+
+    def partly(self, place: str) -> bool:
+        return bool(re.search(r"\d", place))
+
+    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        if not lines:
+            return None
+        bare = [_bare_number(line) for line in lines]
+        if len(lines) > 1 and all(bare):
+            return bare[0] if len(set(bare)) == 1 else None
+        finished = is_finished(lines[-1]) and (bool(re.search(r"[.!?)\"'\]}%]\W*$", lines[-1])) or _ends_with_number(lines[-1]))
+        last = bare[-1] or (_bold_number(raw) or _last_number(lines) if finished else None)
+        if bare[0]:
+            return None if last not in (None, bare[0]) and _CONCLUDES.search(lines[-1]) else bare[0]
+        return last
+
+
+_CONCLUDES = re.compile(r"=|\b(?:so|thus|hence|therefore|total|in all|altogether)\b", re.I)
+_UNITS = re.compile(r"(?:\s*[-/]?\s*[^\W\d_]+[.\u00b2\u00b3]?){0,3}", re.I)
+
+
+def _bare_number(line: str) -> str | None:
+    """The number where a line holds nothing else, but for its unit."""
+    found = written_numbers(line.split("(")[0])
+    if len(found) != 1 or found[0][1] is None:
+        return None
+    before, _, after = line.partition(found[0][0])
+    after = re.sub(r"\([^)]*\)?$", "", after).strip(" .!%\"')]$}")
+    if re.sub(r"(?:rs|usd|eur|inr|about|approximately|around|roughly|only|just)\b\.?", "", before, flags=re.I).strip(" $\u00a3\u20ac\u20b9(\"'[{:~=+."):
+        return None
+    return numeral(found[0][1]) if _UNITS.fullmatch(after) else None
+
+
+def _ends_with_number(line: str) -> bool:
+    return bool(re.search(r"\d[\d,.]*\s*(?:[^\W\d_]+\s*){0,3}\W*$", line))
+
+
+def _bold_number(raw: Sequence[str]) -> str | None:
+    """The one number that is set in bold in the last line with any."""
+    for line in reversed(raw):
+        if re.search(r"\d", line):
+            spans = re.findall(r"\*\*([^*]+)\*\*|__([^_]+)__", line)
+            found = [numbers_in(plain(a or b)) for a, b in spans if re.search(r"\d", a or b)]
+            values = {v for names in found for v in names}
+            return values.pop() if len(values) == 1 and all(len(n) == 1 for n in found) else None
+    return None
+
+
+def _last_number(lines: Sequence[str]) -> str | None:
+    """The last number of the last sentence that holds any; None where that is only one of two."""
+    line = next((line for line in reversed(lines) if re.search(r"\d", line)), None)
+    if line is None:
+        return None
+    sentence = next(s for s in reversed(sentences(line)) if re.search(r"\d", s))
+    names = numbers_in(sentence)
+    if len(names) == 1 and written_numbers(sentence):
+        return names.pop() if all(v is not None for _, v in written_numbers(sentence)[-1:]) or "=" in sentence else None
+    _, equals, after = sentence.rpartition("=")
+    piece = after if equals and re.search(r"\d", after) else sentence
+    piece = re.sub(r"(?<=\d|[a-z])\s*\([^()]*\)\s*\.?$", "", piece) if re.search(r"\d", re.sub(r"\([^()]*\)\s*\.?$", "", piece)) else piece
+    found = written_numbers(piece)
+    if not found or found[-1][1] is None:
+        return None
+    if len(found) > 1 and found[-2][1] != found[-1][1]:
+        between = piece[piece.rindex(found[-2][0]) + len(found[-2][0]) : piece.rindex(found[-1][0])]
+        if re.fullmatch(r"[^.;]*?\b(?:or|to|and)\s*[$]?\s*", between) and (
+            re.fullmatch(r"\s*(?:\w+\s+)?(?:or|to)\s*(?:even\s+|maybe\s+)?[$]?", between) or re.search(r"\bbetween\b", piece)
+        ):
+            return None
+    return numeral(found[-1][1])
+
+
+@dataclass(frozen=True)
+class Option(Answers):
+    """One of the options, by its letter or its words (``options``)."""
+
+    options: Mapping[str, str]
+
+    def named(self, place: str) -> set[str]:
+        return options_in(place, self.options)
+
+    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        lines = without_lists(lines, self.options)
+        if not lines:
+            return None
+        if len(lines) > 1 and not is_finished(lines[-1]):
+            lines = lines[:-1] if is_bare_option(lines[0], self.options) else []
+            if not lines:
+                return None
+        first, last = sentences(lines[0]), sentences(lines[-1])[::-1]
+        if is_bare_option(lines[0], self.options) or is_bare_option(first[0], self.options):
+            opening = self.named(lines[0] if is_bare_option(lines[0], self.options) else first[0])
+            closing = next((self._by_letter(s) for s in last if self._by_letter(s)), opening) if len(lines) > 1 else opening
+            return next(iter(opening)) if len(opening) == 1 and closing == opening else None
+        for order in (last, first):
+            lettered = [found for s in order if (found := self._by_letter(s))]
+            if lettered:
+                return next(iter(lettered[0])) if len(lettered[0]) == 1 else None
+        for order in (last, first):
+            worded = [found for s in order if (found := self.named(s) - denied(s, self.options))]
+            if worded:
+                return next(iter(worded[0])) if len(worded[0]) == 1 else None
+        return None
+
+    def _by_letter(self, sentence: str) -> set[str]:
+        return self.named(sentence) if by_letter(sentence, self.options)[0] else set()
+
+
+@dataclass(frozen=True)
+class Choice(Answers):
+    """One of two words, or yes/true and no/false for them (``choices``)."""
+
+    yes: str
+    no: str
+
+    def named(self, place: str) -> set[str]:
+        return choices_in(place, self.yes, self.no)
+
+    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        if not lines:
+            return None
+        first, last = sentences(lines[0])[0], sentences(lines[-1])[-1]
+        opening = self.named(first) if opens_with_answer(first, self.yes, self.no) else set()
+        if len(lines) > 1 and not is_finished(lines[-1]):
+            return self._one(opening)
+        closing = self.named(last) if self._closes(last) else set()
+        if opening or closing:
+            return self._one(opening | closing)
+        return self._one(self.named(last)) or self._one(self.named(first))
+
+    def _closes(self, sentence: str) -> bool:
+        """Whether a sentence comes to an answer: "so yes", "the statement is false"."""
+        word = word_pattern(self.yes, self.no).pattern
+        ends = re.search(rf"(?:{word})\W*$", sentence.casefold())
+        return bool(ends) or opens_with_answer(sentence, self.yes, self.no)
+
+    @staticmethod
+    def _one(names: set[str]) -> str | None:
+        return next(iter(names)) if len(names) == 1 else None
+
+
+@dataclass(frozen=True)
+class Stated(Answers):
+    """Answers of a task's own: ``names`` finds those that a line names; ``counts`` says whether an unmarked line may name one."""
+
+    names: Callable[[str], set[str]]
+    counts: Callable[[str], bool] = lambda line: True
+
+    def named(self, place: str) -> set[str]:
+        return self.names(place)
+
+    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        if not lines or not is_finished(lines[-1]):
+            return None
+        for line in (sentences(lines[-1])[-1], sentences(lines[0])[0]):
+            found = self.names(line) if self.counts(line) else set()
+            if found:
+                return found.pop() if len(found) == 1 else None
+        return None
+
+
+@dataclass(frozen=True)
+class Words(Answers):
+    """Words that are told by comparing them: ``gold`` is the right ones."""
+
+    gold: str
+
+    def named(self, place: str) -> set[str]:
+        return {_same(place)} - {""}
+
+    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        if not lines or not is_finished(lines[-1]):
+            return None
+        gold = _same(self.gold)
+        if len(lines) == 1 and (len(lines[0].split()) <= max(4, len(gold.split()) + 1)):
+            return gold if self._says(lines[0]) else _same(lines[0])
+        for sentence in (sentences(lines[-1])[-1], sentences(lines[0])[0]):
+            if self._says(sentence):
+                return gold
+            tail = _same(re.split(r"\b(?:is|are|was|were|called|named)\b|[:=]", sentence)[-1])
+            if tail and tail != _same(sentence) and len(tail.split()) <= max(3, len(gold.split())):
+                return tail
+        return None
+
+    def same(self, words: str) -> bool:
+        """Whether words are the right ones: case, spacing and marks around them do not tell them apart."""
+        return _same(words) == _same(self.gold)
+
+    def _says(self, sentence: str) -> bool:
+        """Whether a sentence is the right words, begins with them and a verb, or ends in them."""
+        said, gold = _same(sentence), re.escape(_same(self.gold))
+        ends = re.search(rf"(?:^|[\s\"'(]){gold}$", said) and not re.search(rf"\b(?:not|no|never|n't|or)\s+(?:(?:a|an|the)\s+)?{gold}$", said)
+        return bool(ends) or bool(re.match(rf"(?:(?:so|yes|therefore|thus)[,\s]+)?(?:the\s+)?{gold}\s+(?:is|are|was|were|has|have|had|became)\b(?!\s+not)", said))
+
+
+def _same(words: str) -> str:
+    """Words without what does not tell answers apart: case, spacing, marks around them."""
+    return " ".join(plain(words).casefold().split()).strip(" .!\"'")
+
+
+# ---------------------------------------------------------------------------------------------------------- by name
+
+
+def number_in(text: str) -> str | None:
+    """The number that a person would take for a text's answer."""
+    return Number().flexible(text)
+
+
+def option_in(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the option that a person would take for a text's answer."""
+    return Option(options).flexible(text)
+
+
+def choice_in(text: str, yes: str, no: str) -> str | None:
+    """``yes`` or ``no`` (these are what is returned), whichever a person would take for a text's answer."""
+    return Choice(yes, no).flexible(text)
