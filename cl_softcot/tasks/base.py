@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.tasks._judging import Answers, Words
+from cl_softcot.tasks._judging import Answers, Words, answer_of
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -92,18 +91,6 @@ class TaskSettings(BaseModel):
         return True
 
 
-_MARKER = re.compile(r"(?:^|(?<=\s))(?:####?|answer|Answer(?=:))(?=\s|:|$):?")
-
-
-def answer_of(text: str) -> str | None:
-    """The words after the last answer marker: ``answer`` (as a word), ``Answer:``, ``###`` or ``####``.
-
-    None where nothing follows or there is no marker. For answers that are words; `_judging` reads numbers and options.
-    """
-    markers = list(_MARKER.finditer(text))
-    return " ".join(text[markers[-1].end() :].split()) or None if markers else None
-
-
 class Task(ABC):
     """A source of examples. Subclasses set ``family`` and implement ``examples``; the judge compares words."""
 
@@ -168,10 +155,11 @@ class Task(ABC):
         """The second reading: what a person would take for the answer, whatever its format. A task that judges in a way of its own
         has only that, unless it says more."""
         verdict = self.judge(example, text)
-        if verdict.outcome != "unanswered" or type(self).judge is not Task.judge:
+        if verdict.outcome == "right" or type(self).judge is not Task.judge:
             return verdict
-        extracted = Words(example.answer).flexible(text)
-        return Verdict("unanswered" if extracted is None else "right" if Words(extracted).same(example.answer) else "wrong", extracted)
+        words = Words(example.answer)
+        extracted = words.flexible(text)
+        return verdict if extracted is None else Verdict("right" if words.same(extracted) else "wrong", extracted)
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks

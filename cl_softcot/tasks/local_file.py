@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,8 @@ from pydantic import Field
 
 from cl_softcot.additions import ADDED_LATER
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.tasks._judging import choice_in, number_in
-from cl_softcot.tasks.base import SPLITS, Example, Split, Task, TaskSettings, Verdict, answer_of, split_of
+from cl_softcot.tasks._judging import Answers, Choice, Number, Words
+from cl_softcot.tasks.base import SPLITS, Example, Split, Task, TaskSettings, Verdict, split_of
 
 
 class Settings(TaskSettings):
@@ -64,19 +63,23 @@ class LocalFile(Task):
         return [rows[i] for i in order[:n]]
 
     def judge(self, example: Example, text: str) -> Verdict:
-        """Compares answers as ``kind`` says; case and spacing do not count."""
-        extracted = self._answer_in(text)
+        """Compares answers as ``kind`` says; case, spacing and markup do not count."""
+        return self._verdict(example, self._answers(example.answer).strict(text))
+
+    def judge_flexibly(self, example: Example, text: str) -> Verdict:
+        return self._verdict(example, self._answers(example.answer).flexible(text))
+
+    def _verdict(self, example: Example, extracted: str | None) -> Verdict:
         if extracted is None:
             return Verdict("unanswered", None)
-        gold = example.answer if self.settings.kind == "words" else self._answer_in(f"### {example.answer}")
-        return Verdict("right" if _words(extracted) == _words(gold or "") else "wrong", extracted)
+        answers = self._answers(example.answer)
+        right = answers.same(extracted) if isinstance(answers, Words) else extracted == answers.strict(f"### {example.answer}")
+        return Verdict("right" if right else "wrong", extracted)
 
-    def _answer_in(self, text: str) -> str | None:
+    def _answers(self, gold: str) -> Answers:
         if self.settings.kind == "number":
-            return number_in(text)
-        if self.settings.kind == "choice":
-            return choice_in(text, "Yes", "No")
-        return answer_of(_ends_with_its_answer(text))
+            return Number()
+        return Choice("Yes", "No") if self.settings.kind == "choice" else Words(gold)
 
     def count(self, split: Split) -> int:
         return len(self._by_split[split])
@@ -149,7 +152,7 @@ class LocalFile(Task):
             raise UserError(f"task {self.name!r}: field {field!r} should be a text or a number (got {value!r:.60})", where=where)
 
         question, answer = text(s.question, take(s.question, "question")), text(s.answer, take(s.answer, "answer"))
-        if s.kind != "words" and self._answer_in(f"### {answer}") is None:
+        if s.kind != "words" and self._answers(answer).strict(f"### {answer}") is None:
             fix = "correct it, or compare words: `kind: words`"
             raise UserError(
                 f"task {self.name!r}: the answer {answer!r:.60} is no {s.kind} that can be read", where=where, fix=fix
@@ -171,20 +174,6 @@ class LocalFile(Task):
         written = tuple(step for step in steps if step)
         meta = {"family": s.family, "hops": len(written)}
         return Example(str(number), self.name, question, written, answer, meta), split
-
-
-_HASHED_LINE = re.compile(r"(?:^|(?<=\s))####?(?=\s|:|$):?\s*[^\n]*")
-_LATER_MARKER = re.compile(r"^\W*(?:final\s+)?answer\s*\W*:|;[ \t]*answer\s|^answer\s", re.I | re.M)
-
-
-def _ends_with_its_answer(text: str) -> str:
-    """A text without what follows the line behind its last ``###`` or ``####``, if no ``Answer:`` follows either."""
-    lines = list(_HASHED_LINE.finditer(text))
-    return text[: lines[-1].end()] if lines and not _LATER_MARKER.search(text, lines[-1].end()) else text
-
-
-def _words(answer: str) -> list[str]:
-    return re.sub(r"(?<=\S)\.$", "", answer.strip()).casefold().split()
 
 
 def question_key(question: str) -> str:

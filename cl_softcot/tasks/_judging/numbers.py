@@ -72,8 +72,16 @@ def numbers_in(place: str) -> set[str]:
 
 def written_numbers(place: str) -> list[tuple[str, Fraction | None]]:
     """Every number of a line as it is written, with its value; None for what cannot be read whole."""
-    matches = [m for m in _NUMBER.finditer(place) if not _inside_a_word(place, m)]
-    return [(m[0], None if _goes_on(place, m) else _value(m)) for m in matches]
+    found: list[tuple[str, Fraction | None]] = []
+    open_at = None  # where a sum, a date or a time that is not read goes on
+    for match in _NUMBER.finditer(place):
+        if _inside_a_word(place, match):
+            continue
+        goes_on = _goes_on(place, match)
+        joined = open_at is not None and not re.search(r"[^\W\d]|[=;?!]|\.\s", place[open_at : match.start()])
+        found.append((match[0], None if goes_on or joined else _value(match)))
+        open_at = match.end() if goes_on else None
+    return found
 
 
 def numeral(value: Fraction) -> str:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from cl_softcot.tasks._judging.choices import choices_in, opens_with_answer, word_pattern
 from cl_softcot.tasks._judging.numbers import numbers_in, numeral, written_numbers
 from cl_softcot.tasks._judging.options import by_letter, denied, is_bare_option, options_in, without_lists
-from cl_softcot.tasks._judging.said import is_blank, plain, turns, without_thoughts
+from cl_softcot.tasks._judging.said import is_blank, is_finished, plain, sentences, turns, without_thoughts
 from cl_softcot.tasks._judging.where import places
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """``answer`` as it was found; ``stated``: at a marked place; ``settled``: nothing else in the text can be the answer."""
 
     answer: str | None
@@ -31,7 +31,7 @@ class Answers(ABC):
 
     def strict(self, text: str) -> str | None:
         """The answer of a text that follows the format: the most trusted place that names any decides."""
-        return self._stated(self._own_turn(text)).answer
+        return self.stated(self._own_turn(text)).answer
 
     def flexible(self, text: str) -> str | None:
         """What a person would take for the answer: the strict reading, or else what the text says without saying that it is."""
@@ -39,7 +39,7 @@ class Answers(ABC):
         if found.answer is None or found.stated:
             return found.answer
         # A bare answer behind thoughts that state another one: which of them holds is not said.
-        considered = self._stated(without_thoughts(text)[1])
+        considered = self.stated(without_thoughts(text)[1])
         return None if considered.settled and considered.answer != found.answer else found.answer
 
     @abstractmethod
@@ -61,23 +61,24 @@ class Answers(ABC):
         said, _ = without_thoughts(text)
         return next((turn for turn in turns(said) if self._of(turn).settled), said)
 
-    def _stated(self, said: str) -> _Found:
+    def stated(self, said: str) -> Found:
+        """What the most trusted place of a text's own turn names."""
         for place in places(said, self.named).found:
             names = self.named(place)
             if names:
-                return _Found(names.pop() if len(names) == 1 else None, stated=True, settled=True)
-        return _Found(None)
+                return Found(names.pop() if len(names) == 1 else None, stated=True, settled=True)
+        return Found(None)
 
-    def _of(self, said: str) -> _Found:
-        stated = self._stated(said)
+    def _of(self, said: str) -> Found:
+        stated = self.stated(said)
         if stated.settled:
             return stated
         where = places(said, self.named)
         if any(map(self.partly, where.found)) or (where.ends and where.found):
-            return _Found(None, settled=True)
+            return Found(None, settled=True)
         raw = _lines(where.rest)
         answer = self.told([line for line in map(_plain_line, raw) if line], raw)
-        return _Found(answer, settled=answer is not None)
+        return Found(answer, settled=answer is not None)
 
 
 _CLOSING = re.compile(
@@ -101,33 +102,6 @@ def _plain_line(line: str) -> str:
     return _ENUMERATED.sub("", line, count=1) if _ENUMERATED.match(line) else line
 
 
-_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|rs|no|approx|vs|e\.g|i\.e|etc|fig|eq|al|inc|ltd|u\.s|a\.m|p\.m)\.$", re.I)
-
-
-def sentences(line: str) -> list[str]:
-    """A line's sentences."""
-    found = [""]
-    for piece in re.split(r"(?<=[.!?])([\"')\]]*\s+)(?=[\"'(\[$]*[^\W_])", line):
-        joins = not piece.strip() or (found[-1].strip() and _ABBREVIATION.search(found[-1].rstrip()))
-        if joins or not found[-1].strip():
-            found[-1] += piece
-        else:
-            found.append(piece)
-    return [s.strip() for s in found if s.strip()]
-
-
-_UNFINISHED = re.compile(
-    r"(?:[,;:=+*/<(\u00d7-]|\b(?:the|a|an|of|and|or|but|is|are|was|be|to|then|so|with|for|by|in|on|at|from|that|than|her|his|its|their"
-    r"|which|who|will|would|has|have|because|since|if|per|each|into|as|not|therefore|thus|hence|equals|makes|costs|total))\s*$",
-    re.I,
-)
-
-
-def is_finished(line: str) -> bool:
-    """Whether a last line ends like a sentence, or with what it says; False where it was cut at a token limit."""
-    return not _UNFINISHED.search(line)
-
-
 # ------------------------------------------------------------------------------------------------------------ kinds
 
 
@@ -146,8 +120,8 @@ class Number(Answers):
         bare = [_bare_number(line) for line in lines]
         if len(lines) > 1 and all(bare):
             return bare[0] if len(set(bare)) == 1 else None
-        finished = is_finished(lines[-1]) and (bool(re.search(r"[.!?)\"'\]}%]\W*$", lines[-1])) or _ends_with_number(lines[-1]))
-        last = bare[-1] or (_bold_number(raw) or _last_number(lines) if finished else None)
+        finished = is_finished(raw[-1]) and (bare[-1] is not None or _ends_like_a_sentence(raw[-1]) or _ends_with_number(lines))
+        last = (bare[-1] or _bold_number(raw) or _last_number(lines)) if finished else None
         if bare[0]:
             return None if last not in (None, bare[0]) and _CONCLUDES.search(lines[-1]) else bare[0]
         return last
@@ -155,6 +129,9 @@ class Number(Answers):
 
 _CONCLUDES = re.compile(r"=|\b(?:so|thus|hence|therefore|total|in all|altogether)\b", re.I)
 _UNITS = re.compile(r"(?:\s*[-/]?\s*[^\W\d_]+[.\u00b2\u00b3]?){0,3}", re.I)
+
+
+_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|will|would|can|do|does|did|and|or|of|in|on|from|for)\b", re.I)
 
 
 def _bare_number(line: str) -> str | None:
@@ -166,11 +143,18 @@ def _bare_number(line: str) -> str | None:
     after = re.sub(r"\([^)]*\)?$", "", after).strip(" .!%\"')]$}")
     if re.sub(r"(?:rs|usd|eur|inr|about|approximately|around|roughly|only|just)\b\.?", "", before, flags=re.I).strip(" $\u00a3\u20ac\u20b9(\"'[{:~=+."):
         return None
-    return numeral(found[0][1]) if _UNITS.fullmatch(after) else None
+    return numeral(found[0][1]) if _UNITS.fullmatch(after) and not _VERB.search(after) else None
 
 
-def _ends_with_number(line: str) -> bool:
-    return bool(re.search(r"\d[\d,.]*\s*(?:[^\W\d_]+\s*){0,3}\W*$", line))
+def _ends_like_a_sentence(raw: str) -> bool:
+    return bool(re.search(r"[.!?)\"'\]}\u201d`]\W*$", raw.rstrip(" \t*_$")))
+
+
+def _ends_with_number(lines: Sequence[str]) -> bool:
+    """Whether the last line ends with a number; with a unit too where it concludes, or where the text has no other number."""
+    alone = sum(len(written_numbers(line)) for line in lines) == 1
+    words = "{0,3}" if alone or _CONCLUDES.search(lines[-1]) else "{0,0}"
+    return bool(re.search(rf"\d[\d,.]*\s*(?:[^\W\d_]+\s*){words}[%\W]*$", lines[-1]))
 
 
 def _bold_number(raw: Sequence[str]) -> str | None:
@@ -221,13 +205,13 @@ class Option(Answers):
         lines = without_lists(lines, self.options)
         if not lines:
             return None
-        if len(lines) > 1 and not is_finished(lines[-1]):
-            lines = lines[:-1] if is_bare_option(lines[0], self.options) else []
-            if not lines:
-                return None
         first, last = sentences(lines[0]), sentences(lines[-1])[::-1]
-        if is_bare_option(lines[0], self.options) or is_bare_option(first[0], self.options):
-            opening = self.named(lines[0] if is_bare_option(lines[0], self.options) else first[0])
+        bare = next((piece for piece in (lines[0], first[0]) if is_bare_option(piece, self.options)), None)
+        if not is_bare_option(lines[-1], self.options) and not is_finished(lines[-1]):
+            names = self.named(bare) if bare else set()  # cut, but perhaps behind its answer
+            return next(iter(names)) if len(names) == 1 and bare != lines[-1] else None
+        if bare:
+            opening = self.named(bare)
             closing = next((self._by_letter(s) for s in last if self._by_letter(s)), opening) if len(lines) > 1 else opening
             return next(iter(opening)) if len(opening) == 1 and closing == opening else None
         for order in (last, first):
@@ -295,45 +279,6 @@ class Stated(Answers):
             if found:
                 return found.pop() if len(found) == 1 else None
         return None
-
-
-@dataclass(frozen=True)
-class Words(Answers):
-    """Words that are told by comparing them: ``gold`` is the right ones."""
-
-    gold: str
-
-    def named(self, place: str) -> set[str]:
-        return {_same(place)} - {""}
-
-    def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
-        if not lines or not is_finished(lines[-1]):
-            return None
-        gold = _same(self.gold)
-        if len(lines) == 1 and (len(lines[0].split()) <= max(4, len(gold.split()) + 1)):
-            return gold if self._says(lines[0]) else _same(lines[0])
-        for sentence in (sentences(lines[-1])[-1], sentences(lines[0])[0]):
-            if self._says(sentence):
-                return gold
-            tail = _same(re.split(r"\b(?:is|are|was|were|called|named)\b|[:=]", sentence)[-1])
-            if tail and tail != _same(sentence) and len(tail.split()) <= max(3, len(gold.split())):
-                return tail
-        return None
-
-    def same(self, words: str) -> bool:
-        """Whether words are the right ones: case, spacing and marks around them do not tell them apart."""
-        return _same(words) == _same(self.gold)
-
-    def _says(self, sentence: str) -> bool:
-        """Whether a sentence is the right words, begins with them and a verb, or ends in them."""
-        said, gold = _same(sentence), re.escape(_same(self.gold))
-        ends = re.search(rf"(?:^|[\s\"'(]){gold}$", said) and not re.search(rf"\b(?:not|no|never|n't|or)\s+(?:(?:a|an|the)\s+)?{gold}$", said)
-        return bool(ends) or bool(re.match(rf"(?:(?:so|yes|therefore|thus)[,\s]+)?(?:the\s+)?{gold}\s+(?:is|are|was|were|has|have|had|became)\b(?!\s+not)", said))
-
-
-def _same(words: str) -> str:
-    """Words without what does not tell answers apart: case, spacing, marks around them."""
-    return " ".join(plain(words).casefold().split()).strip(" .!\"'")
 
 
 # ---------------------------------------------------------------------------------------------------------- by name

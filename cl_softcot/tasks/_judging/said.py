@@ -94,3 +94,30 @@ def _fraction(match: re.Match[str]) -> str:
 def is_blank(line: str) -> bool:
     """Whether nothing is said on a line: markup of a display or a rule, or a closing of brackets."""
     return not re.sub(r"[\s$*_=~|>`.\-\[\](){}:]|\\[\[\]()]", "", line)
+
+
+_UNFINISHED = re.compile(
+    r"(?:[,;:=+*/<(\u00d7-]|\\(?:times|cdot|div|frac|text|pm|approx)|\b(?:the|a|an|of|and|or|but|is|are|was|be|to|then|so|with|for|by|in|on|at|from|that|than|her|his|its|their"
+    r"|which|who|will|would|has|have|because|since|if|per|each|into|as|not|therefore|thus|hence|equals|makes|costs|total))\s*$",
+    re.I,
+)
+
+
+def is_finished(line: str) -> bool:
+    """Whether a last line ends like a sentence, or with what it says; False where it was cut at a token limit."""
+    return not _UNFINISHED.search(line.rstrip(" \t*_$"))
+
+
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|rs|no|approx|vs|e\.g|i\.e|etc|fig|eq|al|inc|ltd|u\.s|a\.m|p\.m)\.$", re.I)
+
+
+def sentences(line: str) -> list[str]:
+    """A line's sentences."""
+    found = [""]
+    for piece in re.split(r"(?<=[.!?])([\"')\]]*\s+)(?=[\"'(\[$]*[^\W_])", line):
+        joins = not piece.strip() or (found[-1].strip() and _ABBREVIATION.search(found[-1].rstrip()))
+        if joins or not found[-1].strip():
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return [s.strip() for s in found if s.strip()]

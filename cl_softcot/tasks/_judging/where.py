@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cl_softcot.tasks._judging.said import is_blank, plain
+from cl_softcot.tasks._judging.said import is_blank, is_finished, plain
 
 Named = Callable[[str], set[str]]
 
@@ -128,6 +128,10 @@ def _answer_of(item: _Hash, named: Named) -> str | None:
     return None if below and _is_title(item, named) else line
 
 
+def _last_line(text: str) -> str:
+    return next((said for line in reversed(text.split("\n")) if (said := plain(line))), "")
+
+
 def _goes_on(below: str) -> bool:
     """Whether a section follows: a line of several words."""
     return any(len(line.split()) > 2 for line in below.split("\n"))
@@ -137,6 +141,10 @@ def _is_title(item: _Hash, named: Named) -> bool:
     """Whether a line with words, and text below it, is a heading: another answer is stated below, or worked out there."""
     line, below = item.line, item.below
     here = named(line)
+    if len(here) > 1 and not re.match(r"\W*[^\W\d]{2}", line):
+        return False  # several answers, which the text cannot take back
+    if re.match(r"\W*[A-Z][).:]\s", line) and not is_finished(_last_line(below)):
+        return True
     if not re.search(r"[^\W\d_]{2}", line) and not re.match(r"\W*[A-Za-z]\W*$", line) and here:
         return False  # nothing but the answer
     if re.fullmatch(r"\W*[A-Za-z]\W*", line):
@@ -164,7 +172,7 @@ def _run(text: str, matches: Sequence[re.Match[str]], named: Named) -> int:
     for first in range(len(values)):
         rest, at = values[first:], lines[first:]
         if len(set(rest)) > 1 and None not in rest:
-            if len(set(at)) == 1 or len(rest) > 2 and _in_order(rest):
+            if len(set(at)) == 1 and (len(set(rest)) > 2 or _in_order(rest)) or len(rest) > 2 and _in_order(rest):
                 return first
     return len(values)
 
