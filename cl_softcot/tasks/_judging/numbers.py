@@ -40,7 +40,7 @@ _PART = {"half": Fraction(1, 2), "quarter": Fraction(1, 4), "third": Fraction(1,
 _OPERATION = re.compile(rf"\s*%?\s*(?:[-+*\u00d7\u00f7/^]|x(?=\s*\d))\s*[{_CURRENCY}(]*\s*[\d.]")
 # What makes another value of the number in front of it.
 _CHANGES = re.compile(
-    r"\s*(?:dozens?|squared|cubed|hundred|thousand|million|billion|trillion|lakh|crore)\b|T\b|\s*\^"
+    r"\s*(?:dozens?|score|squared|cubed|hundred|thousand|million|billion|trillion|lakh|crore)\b|(?-i:T|\s[MB])\b|\s*\^"
     r"|[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]|\s*[\u221a\u03c0\u00b1]"
     r"|\s*\\(?:sqrt|pi|pm|ln|log|sin|cos|tan|theta|alpha)(?![A-Za-z])|\s+and\s+(?:a\s+|one\s+|three\s+)?(?:half|quarter|third)",
     re.I,

@@ -189,7 +189,7 @@ def is_bare_option(line: str, options: Mapping[str, str]) -> bool:
     if not (opening and opening[1].upper() in options):
         return False
     rest = line[opening.end() :].strip()
-    return not rest or bool(_exactly(rest, options)) or len(rest.split()) <= 3
+    return not rest or bool(_exactly(rest, options)) or (len(rest.split()) <= 3 and not re.match(r"\W*(?:is|are|was|can|could|would|seems|looks|and|or|has)\b", rest))
 
 
 def denied(sentence: str, options: Mapping[str, str]) -> set[str]:

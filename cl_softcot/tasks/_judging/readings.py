@@ -123,7 +123,9 @@ class Number(Answers):
         finished = is_finished(raw[-1]) and (bare[-1] is not None or _ends_like_a_sentence(raw[-1]) or _ends_with_number(lines))
         last = (bare[-1] or _bold_number(raw) or _last_number(lines)) if finished else None
         if bare[0]:
-            return None if last not in (None, bare[0]) and _CONCLUDES.search(lines[-1]) else bare[0]
+            if last in (None, bare[0]) or not _CONCLUDES.search(lines[-1]):
+                return bare[0]
+            return last if len(lines) > 2 and re.match(r"\W*(?:so|thus|hence|therefore|total|in all|altogether)\b", lines[-1], re.I) else None
         return last
 
 
@@ -183,10 +185,12 @@ def _last_number(lines: Sequence[str]) -> str | None:
     found = written_numbers(piece)
     if not found or found[-1][1] is None:
         return None
+    if re.search(r"\d\S*,\s*(?:and\s+)?\S*\d\S*,\s*(?:and\s+)?\S*\d\S*$", piece):
+        return None  # a list
     if len(found) > 1 and found[-2][1] != found[-1][1]:
         between = piece[piece.rindex(found[-2][0]) + len(found[-2][0]) : piece.rindex(found[-1][0])]
         if re.fullmatch(r"[^.;]*?\b(?:or|to|and)\s*[$]?\s*", between) and (
-            re.fullmatch(r"\s*(?:\w+\s+)?(?:or|to)\s*(?:even\s+|maybe\s+)?[$]?", between) or re.search(r"\bbetween\b", piece)
+            re.fullmatch(r"\s*(?:\w+\s+)?(?:or|to)\s*(?:even\s+|maybe\s+)?[$]?", between) or re.search(r"\bbetween\b", piece, re.I)
         ):
             return None
     return numeral(found[-1][1])
@@ -202,7 +206,7 @@ class Option(Answers):
         return options_in(place, self.options)
 
     def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
-        lines = without_lists(lines, self.options)
+        lines = [re.sub(r"^A\s*:\s*(?=[(\[]?[A-Za-z][)\].]?$)", "", line) for line in without_lists(lines, self.options)]
         if not lines:
             return None
         first, last = sentences(lines[0]), sentences(lines[-1])[::-1]
@@ -215,7 +219,7 @@ class Option(Answers):
             closing = next((self._by_letter(s) for s in last if self._by_letter(s)), opening) if len(lines) > 1 else opening
             return next(iter(opening)) if len(opening) == 1 and closing == opening else None
         for order in (last, first):
-            lettered = [found for s in order if (found := self._by_letter(s))]
+            lettered = [found for s in order if not _RULED_OUT.search(s) and (found := self._by_letter(s))]
             if lettered:
                 return next(iter(lettered[0])) if len(lettered[0]) == 1 else None
         for order in (last, first):
@@ -225,7 +229,14 @@ class Option(Answers):
         return None
 
     def _by_letter(self, sentence: str) -> set[str]:
-        return self.named(sentence) if by_letter(sentence, self.options)[0] else set()
+        names = self.named(sentence) if by_letter(sentence, self.options)[0] else set()
+        if len(names) > 1 and len(clauses := _CONCLUSION.split(sentence)) > 1:
+            return self.named(clauses[-1])
+        return names
+
+
+_RULED_OUT = re.compile(r"\b(?:wrong|incorrect|ruled out|eliminated?|(?:is|are) (?:not|false)|isn't|can't be|cannot be)\b[^,;]*$", re.I)
+_CONCLUSION = re.compile(r"\b(?:so|therefore|thus|hence|which leaves|leaving|leaves)\b", re.I)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\\[()\[\],;:!% ]|\\(?=[$#&_])|\*\*|__|`", lambda m: "%" if m[0] == "\\%" else "", text)
     text = re.sub(r"(?<!\w)_([^_\n]+)_(?!\w)", r"\1", text)
     text = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]*?)(?<=[^\s*])\*(?![\w*])", r"\1", text)  # *18*
+    text = re.sub(r"([$\u00a3\u20ac\u20b9]\s?\d[\d,.]*)(m|b)\b", lambda m: m[1] + m[2].upper(), text)  # $1.2m
     return text.replace("~", " ").strip(" \t\r\u2009*#>")
 
 

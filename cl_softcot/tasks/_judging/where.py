@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cl_softcot.tasks._judging.numbers import numbers_in
 from cl_softcot.tasks._judging.said import is_blank, is_finished, plain
 
 Named = Callable[[str], set[str]]
 
 _HASHES = re.compile(r"(?<!#)####?(?!#)")
 _COLON = re.compile(
-    r"\banswer\s*[\"'*_)]{0,4}\s*:(?!:)"
+    r"(?<!\blong )\banswer\s*[\"'*_)]{0,4}\s*:(?!:)"
     r"|(?:^|;)[ \t]*answer(?=[ \t])(?![ \t]+(?:is|to|would|will|should|must|can|the|for|this|these|that)\b)",
     re.I | re.M,
 )
@@ -50,7 +51,7 @@ def places(text: str, named: Named) -> Places:
     hashed, headings = _hashed(text, named)
     colons = [_first_line(text[m.end() :]) for m in _COLON.finditer(text)]
     boxes = [_boxed(text, m.end()) for m in _BOXED.finditer(text)]
-    phrases = [_first_line(text[m.end() :]) for m in _IS.finditer(text)]
+    phrases = [_first_line(re.sub(r"^\s*not\b[^.\n]*?\bbut\b(?:\s+rather)?", "", text[m.end() :])) for m in _IS.finditer(text)]
     by_trust = (hashed, colons, [(box, "") for box in boxes], phrases)
     last = [next(((line, below) for line, below in reversed(pieces) if line), None) for pieces in by_trust]
     found = [piece for piece in last if piece]
@@ -141,8 +142,8 @@ def _is_title(item: _Hash, named: Named) -> bool:
     """Whether a line with words, and text below it, is a heading: another answer is stated below, or worked out there."""
     line, below = item.line, item.below
     here = named(line)
-    if len(here) > 1 and not re.match(r"\W*[^\W\d]{2}", line):
-        return False  # several answers, which the text cannot take back
+    if len(here) > 1 and re.search(r"\bor\b|/", line) and not re.match(r"\W*[^\W\d]{2}", line):
+        return False  # two answers, which what follows cannot take back
     if re.match(r"\W*[A-Z][).:]\s", line) and not is_finished(_last_line(below)):
         return True
     if not re.search(r"[^\W\d_]{2}", line) and not re.match(r"\W*[A-Za-z]\W*$", line) and here:
@@ -166,11 +167,12 @@ def _is_title(item: _Hash, named: Named) -> bool:
 def _run(text: str, matches: Sequence[re.Match[str]], named: Named) -> int:
     """From which of the hashes on they only count: several different answers on one line, or three and more in order."""
     ends = [*(m.start() for m in matches), len(text)][1:]
-    said = [named(plain(text[m.end() : end].split("\n", 1)[0])) for m, end in zip(matches, ends, strict=True)]
+    lines = [plain(text[m.end() : end].split("\n", 1)[0]) for m, end in zip(matches, ends, strict=True)]
+    said = [numbers_in(line) or named(line) for line in lines]
     values = [next(iter(s)) if len(s) == 1 else None for s in said]
-    lines = [text.count("\n", 0, m.start()) for m in matches]
+    numbers = [text.count("\n", 0, m.start()) for m in matches]
     for first in range(len(values)):
-        rest, at = values[first:], lines[first:]
+        rest, at = values[first:], numbers[first:]
         if len(set(rest)) > 1 and None not in rest:
             if len(set(at)) == 1 and (len(set(rest)) > 2 or _in_order(rest)) or len(rest) > 2 and _in_order(rest):
                 return first
