@@ -152,14 +152,16 @@ class Task(ABC):
         return Verdict("right" if right else "wrong", extracted)
 
     def judge_flexibly(self, example: Example, text: str) -> Verdict:
-        """The second reading: what a person would take for the answer, whatever its format. A task that judges in a way of its own
-        has only that, unless it says more."""
+        """The second reading: what a person would take for the answer, whatever its format.
+
+        A task that judges in a way of its own has only that, unless it says more.
+        """
         verdict = self.judge(example, text)
         if verdict.outcome == "right" or type(self).judge is not Task.judge:
             return verdict
         words = Words(example.answer)
         extracted = words.flexible(text)
-        return verdict if extracted is None else Verdict("right" if words.same(extracted) else "wrong", extracted)
+        return Verdict("unanswered" if extracted is None else "right" if words.same(extracted) else "wrong", extracted)
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks
@@ -168,7 +170,7 @@ class Task(ABC):
 class Benchmark(Task):
     """A closed set of examples, and a judge that reads the answer's kind (a number, an option, yes or no) from free text.
 
-    Subclasses implement ``load`` (called once a split, never while the task is made) with ``make``, and ``answers`` (or ``read``).
+    Subclasses implement ``load`` (called once a split, never while the task is made) with ``make``, and ``answers`` or ``read``.
     ``meta["accept"]`` of an example lists further answers that are as right as its ``answer``.
     """
 
@@ -186,7 +188,7 @@ class Benchmark(Task):
         """Every example of one of ``splits``, in a fixed order."""
 
     def answers(self, example: Example) -> Answers:
-        """What the answers to an example are, and how each reading finds one in a text. One that overrides ``read`` needs none."""
+        """What the answers to an example are, and how each reading finds one in a text. Not needed by who overrides ``read``."""
         raise NotImplementedError(f"{type(self).__name__} says neither `answers` nor `read`")
 
     def read(self, example: Example, text: str) -> str | None:

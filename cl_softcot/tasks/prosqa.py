@@ -185,7 +185,9 @@ class ProsQA(Published):
         known = {*CONCEPTS, *names}
         about = re.compile(rf"\b{re.escape(root)}\b", re.I)
         # An unmarked line is about the question where it names who was asked about, or says a word or two.
-        return Stated(lambda place: _answers(place, root, options, known), lambda line: len(line.split()) < 4 or bool(about.search(line)))
+        return Stated(
+            lambda place: _answers(place, root, options, known), lambda line: len(line.split()) < 4 or bool(about.search(line))
+        )
 
 
 _GRAPH_FIELDS = {"edges": "edges", "names": "idx_to_symbol", "root": "root", "target": "target", "neg_target": "neg_target"}

@@ -189,14 +189,20 @@ def is_bare_option(line: str, options: Mapping[str, str]) -> bool:
     if not (opening and opening[1].upper() in options):
         return False
     rest = line[opening.end() :].strip()
-    return not rest or bool(_exactly(rest, options)) or (len(rest.split()) <= 3 and not re.match(r"\W*(?:is|are|was|can|could|would|seems|looks|and|or|has)\b", rest))
+    return (
+        not rest
+        or bool(_exactly(rest, options))
+        or (len(rest.split()) <= 3 and not re.match(r"\W*(?:is|are|was|can|could|would|seems|looks|and|or|has)\b", rest))
+    )
+
+
+_NOT = r"(?:\bnot|n't|\brather than|\binstead of|\bunlike|\bexcept)"
 
 
 def denied(sentence: str, options: Mapping[str, str]) -> set[str]:
     """Options that a sentence names to say that it is another: "not a bank", "rather than a bank"."""
     here, found = _key(sentence), set()
     for letter, text in options.items():
-        not_it = rf"(?:\bnot|n't|\brather than|\binstead of|\bunlike|\bexcept)\s+(?:(?:a|an|the|in|at|to|on|be)\s+)*{re.escape(_key(text))}\b"
-        if _key(text) and re.search(not_it, here):
+        if _key(text) and re.search(rf"{_NOT}\s+(?:(?:a|an|the|in|at|to|on|be)\s+)*{re.escape(_key(text))}\b", here):
             found.add(letter)
     return found

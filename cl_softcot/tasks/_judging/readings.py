@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cl_softcot.tasks._judging.choices import choices_in, opens_with_answer, word_pattern
-from cl_softcot.tasks._judging.numbers import numbers_in, numeral, written_numbers
+from cl_softcot.tasks._judging.numbers import numbers_in
 from cl_softcot.tasks._judging.options import by_letter, denied, is_bare_option, options_in, without_lists
 from cl_softcot.tasks._judging.said import is_blank, is_finished, plain, sentences, turns, without_thoughts
+from cl_softcot.tasks._judging.unmarked_numbers import number_told
 from cl_softcot.tasks._judging.where import places
 
 
@@ -88,7 +89,9 @@ _CLOSING = re.compile(
     re.I,
 )
 _ENUMERATED = re.compile(r"(?:(?:step|part)\s*\d+\s*[:.)-]+|\(?\d{1,2}[.)](?=\s+[^\W\d])|[-*+\u2022\u00b7](?=\s))\s*", re.I)
-_HEADING = re.compile(r"\s*(?:#{1,6}\s|(?:\*\*|__)[^*]*[:?](?:\*\*|__)\s*$|(?:\*\*|__)(?:step|part)\s*\d[^*]*(?:\*\*|__):?\s*$|```|\|)", re.I)
+_HEADING = re.compile(
+    r"\s*(?:#{1,6}\s|(?:\*\*|__)[^*]*[:?](?:\*\*|__)\s*$|(?:\*\*|__)(?:step|part)\s*\d[^*]*(?:\*\*|__):?\s*$|```|\|)", re.I
+)
 
 
 def _lines(text: str) -> list[str]:
@@ -115,85 +118,7 @@ class Number(Answers):
         return bool(re.search(r"\d", place))
 
     def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
-        if not lines:
-            return None
-        bare = [_bare_number(line) for line in lines]
-        if len(lines) > 1 and all(bare):
-            return bare[0] if len(set(bare)) == 1 else None
-        finished = is_finished(raw[-1]) and (bare[-1] is not None or _ends_like_a_sentence(raw[-1]) or _ends_with_number(lines))
-        last = (bare[-1] or _bold_number(raw) or _last_number(lines)) if finished else None
-        if bare[0]:
-            if last in (None, bare[0]) or not _CONCLUDES.search(lines[-1]):
-                return bare[0]
-            return last if len(lines) > 2 and re.match(r"\W*(?:so|thus|hence|therefore|total|in all|altogether)\b", lines[-1], re.I) else None
-        return last
-
-
-_CONCLUDES = re.compile(r"=|\b(?:so|thus|hence|therefore|total|in all|altogether)\b", re.I)
-_UNITS = re.compile(r"(?:\s*[-/]?\s*[^\W\d_]+[.\u00b2\u00b3]?){0,3}", re.I)
-
-
-_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|will|would|can|do|does|did|and|or|of|in|on|from|for)\b", re.I)
-
-
-def _bare_number(line: str) -> str | None:
-    """The number where a line holds nothing else, but for its unit."""
-    found = written_numbers(line.split("(")[0])
-    if len(found) != 1 or found[0][1] is None:
-        return None
-    before, _, after = line.partition(found[0][0])
-    after = re.sub(r"\([^)]*\)?$", "", after).strip(" .!%\"')]$}")
-    if re.sub(r"(?:rs|usd|eur|inr|about|approximately|around|roughly|only|just)\b\.?", "", before, flags=re.I).strip(" $\u00a3\u20ac\u20b9(\"'[{:~=+."):
-        return None
-    return numeral(found[0][1]) if _UNITS.fullmatch(after) and not _VERB.search(after) else None
-
-
-def _ends_like_a_sentence(raw: str) -> bool:
-    return bool(re.search(r"[.!?)\"'\]}\u201d`]\W*$", raw.rstrip(" \t*_$")))
-
-
-def _ends_with_number(lines: Sequence[str]) -> bool:
-    """Whether the last line ends with a number; with a unit too where it concludes, or where the text has no other number."""
-    alone = sum(len(written_numbers(line)) for line in lines) == 1
-    words = "{0,3}" if alone or _CONCLUDES.search(lines[-1]) else "{0,0}"
-    return bool(re.search(rf"\d[\d,.]*\s*(?:[^\W\d_]+\s*){words}[%\W]*$", lines[-1]))
-
-
-def _bold_number(raw: Sequence[str]) -> str | None:
-    """The one number that is set in bold in the last line with any."""
-    for line in reversed(raw):
-        if re.search(r"\d", line):
-            spans = re.findall(r"\*\*([^*]+)\*\*|__([^_]+)__", line)
-            found = [numbers_in(plain(a or b)) for a, b in spans if re.search(r"\d", a or b)]
-            values = {v for names in found for v in names}
-            return values.pop() if len(values) == 1 and all(len(n) == 1 for n in found) else None
-    return None
-
-
-def _last_number(lines: Sequence[str]) -> str | None:
-    """The last number of the last sentence that holds any; None where that is only one of two."""
-    line = next((line for line in reversed(lines) if re.search(r"\d", line)), None)
-    if line is None:
-        return None
-    sentence = next(s for s in reversed(sentences(line)) if re.search(r"\d", s))
-    names = numbers_in(sentence)
-    if len(names) == 1 and written_numbers(sentence):
-        return names.pop() if all(v is not None for _, v in written_numbers(sentence)[-1:]) or "=" in sentence else None
-    _, equals, after = sentence.rpartition("=")
-    piece = after if equals and re.search(r"\d", after) else sentence
-    piece = re.sub(r"(?<=\d|[a-z])\s*\([^()]*\)\s*\.?$", "", piece) if re.search(r"\d", re.sub(r"\([^()]*\)\s*\.?$", "", piece)) else piece
-    found = written_numbers(piece)
-    if not found or found[-1][1] is None:
-        return None
-    if re.search(r"\d\S*,\s*(?:and\s+)?\S*\d\S*,\s*(?:and\s+)?\S*\d\S*$", piece):
-        return None  # a list
-    if len(found) > 1 and found[-2][1] != found[-1][1]:
-        between = piece[piece.rindex(found[-2][0]) + len(found[-2][0]) : piece.rindex(found[-1][0])]
-        if re.fullmatch(r"[^.;]*?\b(?:or|to|and)\s*[$]?\s*", between) and (
-            re.fullmatch(r"\s*(?:\w+\s+)?(?:or|to)\s*(?:even\s+|maybe\s+)?[$]?", between) or re.search(r"\bbetween\b", piece, re.I)
-        ):
-            return None
-    return numeral(found[-1][1])
+        return number_told(lines, raw)
 
 
 @dataclass(frozen=True)
@@ -235,7 +160,9 @@ class Option(Answers):
         return names
 
 
-_RULED_OUT = re.compile(r"\b(?:wrong|incorrect|ruled out|eliminated?|(?:is|are) (?:not|false)|isn't|can't be|cannot be)\b[^,;]*$", re.I)
+_RULED_OUT = re.compile(
+    r"\b(?:wrong|incorrect|ruled out|eliminated?|(?:is|are) (?:not|false)|isn't|can't be|cannot be)\b[^,;]*$", re.I
+)
 _CONCLUSION = re.compile(r"\b(?:so|therefore|thus|hence|which leaves|leaving|leaves)\b", re.I)
 
 

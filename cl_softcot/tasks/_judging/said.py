@@ -1,4 +1,4 @@
-"""What a model says to its reader: its text without thoughts, without questions of its own, and the lines of it without markup."""
+"""What a model says to its reader: a text without thoughts and questions of its own, and its lines without markup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _WRAPPED = re.compile(r"</?(?:answer|final|final_answer|response|output|solution
 
 def without_thoughts(text: str) -> tuple[str, str]:
     """A text without its blocks of thoughts, and these. Of a block that is never closed nothing is said after it opens."""
-    said, thought, at = [], [], 0
+    said: list[str] = []
+    thought: list[str] = []
+    at = 0
     while True:
         opened, closed = _OPEN.search(text, at), _CLOSE.search(text, at)
         if closed and (not opened or closed.start() < opened.start()):  # the chat template opened it
@@ -35,7 +37,8 @@ def without_thoughts(text: str) -> tuple[str, str]:
 _TURN = re.compile(
     r"""<\|(?:im_start|im_end|user|eot_id|endoftext|end|start_header_id|assistant)\|?>|</s>|<s>|\[/?INST\]|<(?:start|end)_of_turn>
     |^[ \t]*(?:\#+[ \t]*)?[*_]*
-     (?:(?:(?:next|new|another|follow-?up)[ \t]+)?(?:question|problem|exercise|instruction|input)[ \t]*(?:\#?\d+)?[ \t]*[*_]*[ \t]*(?::|\.[ \t]|\n)
+     (?:(?:(?:next|new|another|follow-?up)[ \t]+)?(?:question|problem|exercise|instruction|input)[ \t]*
+       (?:\#?\d+)?[ \t]*[*_]*[ \t]*(?::|\.[ \t]|\n)
        |(?:question|problem|exercise)[ \t]*\#?\d+\b
        |q[ \t]*\d*[ \t]*:|user[ \t]*[*_]*:|human[ \t]*[*_]*:|student[ \t]*[*_]*:)""",
     re.I | re.M | re.X,
@@ -43,7 +46,7 @@ _TURN = re.compile(
 
 
 def turns(text: str) -> list[str]:
-    """The beginnings of a text up to each place where a question of the model's own may begin, the shortest first; and all of it."""
+    """A text up to each place where a question of the model's own may begin, the shortest first; and all of it."""
     cuts = [match.start() for match in _TURN.finditer(text)]
     return [text[:cut] for cut in cuts if text[:cut].strip()] + [text]
 
@@ -82,11 +85,12 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<!\w)_([^_\n]+)_(?!\w)", r"\1", text)
     text = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]*?)(?<=[^\s*])\*(?![\w*])", r"\1", text)  # *18*
     text = re.sub(r"([$\u00a3\u20ac\u20b9]\s?\d[\d,.]*)(m|b)\b", lambda m: m[1] + m[2].upper(), text)  # $1.2m
-    return text.replace("~", " ").strip(" \t\r\u2009*#>")
+    text = re.sub(r"^\s*>\s+(?=[\w*$\\(-])", "", re.sub(r"(?<=\S)~(?=\S)", " ", text))
+    return text.strip(" \t\r\u2009*#")
 
 
 def _fraction(match: re.Match[str]) -> str:
-    over, under = ((match[3], match[4]) if match[3] is not None else (match[5], match[6]))
+    over, under = (match[3], match[4]) if match[3] is not None else (match[5], match[6])
     minuses = bool(match[2]) + over.strip().startswith("-") + under.strip().startswith("-")
     over, under = (part.strip().removeprefix("-").strip() for part in (over, under))
     return f"{match[1]} {'-' if minuses % 2 else ''}{over}/{under} "

@@ -30,7 +30,9 @@ _IS = re.compile(
 _LEAD = re.compile(
     r"(?:so|thus|hence|therefore)?[,\s]*(?:the\s+)?(?:final\s+|correct\s+)?answer\b\s*(?:is\b|=|:)?\s*(?:is\b)?\s*:?\s*", re.I
 )
-_SECTION = re.compile(r"(?:step|part|stage|case|question|problem|equation|example|method|section|option|day|week|phase)\s*#?\d", re.I)
+_SECTION = re.compile(
+    r"(?:step|part|stage|case|question|problem|equation|example|method|section|option|day|week|phase)\s*#?\d", re.I
+)
 _NUMBERED = re.compile(r"\(?(\d{1,2})\s*[.):]\s+(\S.*)")
 _ONLY_NUMBER = re.compile(r"\(?(\d{1,2})[.)]")
 _MOST_SECTIONS = 20  # a heading numbered higher is not one
@@ -100,13 +102,14 @@ def _hashed(text: str, named: Named) -> tuple[list[tuple[str, str]], set[int]]:
         line, below = _first_line(text[match.end() :])
         hashes.append(_Hash(line, below, text.count("\n", 0, match.start()), bool(_without_lead(plain(own_line)))))
     run = _run(text, matches, named)
-    kept, headings = [], set()
+    kept: list[tuple[str, str]] = []
+    headings: set[int] = set()
     for i, item in enumerate(hashes):
-        line = None if i >= run else _answer_of(item, named)
-        if line is None:
+        stated = None if i >= run else _answer_of(item, named)
+        if stated is None:
             headings.add(item.number)
         else:
-            kept.append((line, item.below))
+            kept.append((stated, item.below))
     return kept, headings
 
 
@@ -160,7 +163,9 @@ def _is_title(item: _Hash, named: Named) -> bool:
     results = [line for line in map(plain, below.split("\n")) if re.search(r"=\s*\S*\d", line)]
     if results and re.search(r"\d", line):
         return named(results[-1]) != here
-    words_in_front = re.match(r"\W*[^\W\d]{2,}[^\d]*\d", line) and not re.match(r"\W*(?:rs|usd|eur|inr|about|approximately)\b", line, re.I)
+    words_in_front = re.match(r"\W*[^\W\d]{2,}[^\d]*\d", line) and not re.match(
+        r"\W*(?:rs|usd|eur|inr|about|approximately)\b", line, re.I
+    )
     return bool(words_in_front and re.search(r"\d", below))
 
 

@@ -82,7 +82,9 @@ class Words(Answers):
 
 
 # Between a sentence and the words that answer in it.
-_IN_FRONT = "is|are|was|were|be|been|called|named|by|in|at|on|to|from|with|of|a|an|the|into|than|has|have|chose|choose|probably|likely"
+_IN_FRONT = (
+    "is|are|was|were|be|been|called|named|by|in|at|on|to|from|with|of|a|an|the|into|than|has|have|chose|choose|probably|likely"
+)
 _BEHIND = r"is|are|was|were|has|have|had|became|wrote|because|since|(?:,\s*)?(?:which|who)"
 
 
