@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from cl_softcot.results import kept
-from cl_softcot.results.folder import ExperimentFolder, RunFolder
 from cl_softcot.results.reading import by_method
 from cl_softcot.results.record import RunRecord
 
@@ -152,12 +151,8 @@ def read_outcomes(run_folder: str | Path, row: int) -> dict[tuple[str, str], dic
     """The outcomes in `predictions/row_<row>.jsonl`, or those that were kept of them, as `{(set, name): {example id: right?}}`;
     {} without either.
     """
-    run = Path(run_folder)
-    folder = RunFolder(run)
-    study = ExperimentFolder(run.parent.parent)
-    places = (folder.answers(row), folder.outcomes, study.packed)
-    place = next((path for path in places if path.exists()), None)
-    return _read_outcomes(run, row, place.stat().st_mtime_ns) if place else {}
+    written = kept.written(run_folder, row)
+    return {} if written is None else _read_outcomes(Path(run_folder), row, written)
 
 
 @lru_cache(maxsize=1024)  # each of several questions asks for the same rows
