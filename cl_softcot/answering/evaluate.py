@@ -89,9 +89,7 @@ def answer(
     return [[next(in_order) for _ in probe.examples] for probe in probes]
 
 
-def _prediction(
-    probe: Probe, example: Example, generation: Any, fingerprint: str | None, reading: str = "strict"
-) -> Prediction:
+def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: str | None, reading: str = "strict") -> Prediction:
     readings = in_both(probe.task, example, generation.text)
     return {
         "set": probe.kind,

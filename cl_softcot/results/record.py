@@ -78,7 +78,8 @@ class Accuracy(RecordPart):
         None, description="questions of each entry of `untrained` whose text holds no answer"
     )
     asked: list[list[int]] | None = Field(
-        None, description="questions of each entry of R, where rows before the last were asked fewer than `n` (`evaluate.between`)"
+        None,
+        description="questions of each entry of R, where rows before the last were asked fewer than `n` (`evaluate.between`)",
     )
 
 
@@ -111,7 +112,7 @@ class Retention(RecordPart):
 
 
 class OtherReading(RecordPart):
-    """The same answers in the reading that is not the headline; sections like those of the record, without what they leave out."""
+    """The same answers in the reading that is not the headline; sections like those of the record."""
 
     reading: str = Field(description="`flexible` (what a person would read), or `strict` (the format was followed)")
     accuracy: Accuracy = Field(description="accuracy on the stream's tasks in this reading")

@@ -1,6 +1,7 @@
 """How many of the answers that a number is made of hold none, and whether a difference may rest on it.
 
-A number of a run is made of *cells*: the answers to a set of questions after an experience, (``task`` or ``retention``, row, name).
+A number of a run is made of *cells*: the answers to a set of questions after an experience, as (``task`` or ``retention``, row,
+name).
 """
 
 from __future__ import annotations
@@ -70,12 +71,17 @@ def base(run: RunRecord) -> list[Cell]:
 
 def retention_base(run: RunRecord) -> list[Cell]:
     """The base's own abilities before anything is learned."""
-    return [("retention", 0, family) for family in run.retention.families]
+    return _retained(run, 0)
 
 
 def retention_final(run: RunRecord) -> list[Cell]:
     """The base's own abilities at the end, as used."""
-    return [("retention", run.last_row, family) for family in run.retention.families]
+    return _retained(run, run.last_row)
+
+
+def _retained(run: RunRecord, row: int) -> list[Cell]:
+    measured = run.retention_row("as_used", row)
+    return [("retention", row, family) for family in measured.families] if measured else []
 
 
 # ----------------------------------------------------------------------------------------------------------------- counted
