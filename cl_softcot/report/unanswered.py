@@ -90,10 +90,10 @@ def told(by_method: dict[str, list[RunRecord]]) -> str:
     for method, own in by_method.items():
         found.append((f"{method} at the end", unanswered(own, final)))
         found.append((f"{method} on the base's abilities at the end", unanswered(own, retention_final)))
-    parts = [f"{who} ({one.count} of {one.questions})" for who, one in found if one and one.too_many]
+    parts = [f"{who} ({one})" for who, one in found if one and one.too_many]
     if not parts:
         return ""
     return (
-        f"More than a third of the answers hold none, which is not the same as wrong: {'; '.join(parts)}. No difference that "
+        f"More than a third of the answers hold none, which is not wrong: {'; '.join(parts)}. No difference that "
         "rests on them is claimed."
     )

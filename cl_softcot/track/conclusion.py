@@ -322,7 +322,8 @@ def _line(question: _Question, changes: Sequence[Change], full: bool) -> str:
     exact = [c.method for c in told if c.identical]
     if exact:
         parts.append(f"{question.same}: {', '.join(exact)}")
-    parts += [f"not compared: {c.method} ({c.untold})" for c in changes if c.untold]
+    untold = [f"{c.method} ({c.untold})" for c in changes if c.untold]
+    parts += [f"not compared: {', '.join(untold)}"] if untold else []
     return f"{question.title} ({base}n = {changes[0].n}): {'; '.join(parts)}."
 
 

@@ -402,7 +402,7 @@ def _rows(results: Sequence[RunRecord], failed: Mapping[str, str]) -> list[_Row]
     for name, runs in groups.items():
         values = method_numbers(runs)
         remarks = {key: unanswered(runs, cells) for key, cells in _CELLS.items()}
-        cells = [(*_format(values, key, kind), *_remark(remarks.get(key))) for key, _, kind in columns]
+        cells = [_with_remark(_format(values, key, kind), remarks.get(key)) for key, _, kind in columns]
         rows.append(_Row(name, str(len(runs)), cells, colors[name]))
     for name in failed:
         if name not in groups:
@@ -414,9 +414,11 @@ def _rows(results: Sequence[RunRecord], failed: Mapping[str, str]) -> list[_Row]
 _CELLS = {"accuracy": final, "learned": own_turns, "retention": retention_final}
 
 
-def _remark(found: Unanswered | None) -> tuple[str, ...]:
-    """What stands beside a number where too many of its answers are unanswered; in two parts, for narrow columns."""
-    return (f"({found.count} of {found.questions}", "unanswered)") if found and found.too_many else ()
+def _with_remark(cell: tuple[str, str], found: Unanswered | None) -> tuple[str, ...]:
+    """A number, and beside it that too many of its answers are unanswered; in two parts, for narrow columns."""
+    if found is None or not found.too_many or cell[0] == "–":
+        return cell
+    return *cell, f"({found.count} of {found.questions}", "unanswered)"
 
 
 def _base_row(results: Sequence[RunRecord]) -> _Row:
@@ -430,7 +432,7 @@ def _base_row(results: Sequence[RunRecord]) -> _Row:
     values["parameters"] = Means(0.0, None, 1)
     values["drift"] = Means(0.0, None, 1)
     remarks = {key: of_the_base(results, cells) for key, cells in (("accuracy", base), ("retention", retention_base))}
-    cells = [(*_format(values, key, kind), *_remark(remarks.get(key))) for key, _, kind in columns]
+    cells = [_with_remark(_format(values, key, kind), remarks.get(key)) for key, _, kind in columns]
     return _Row("base, zero-shot CoT", "", cells, GREYS[0])
 
 
