@@ -121,8 +121,9 @@ def _of_task(run: RunRecord, row: int, name: str) -> Unanswered | None:
 
 def _of_family(run: RunRecord, row: int, name: str) -> Unanswered | None:
     kept_row = run.retention_row("as_used", row)
-    counts = kept_row.unanswered if kept_row else None
-    return None if kept_row is None or counts is None else Unanswered(counts[name], kept_row.n[name])
+    if kept_row is None or not kept_row.unanswered or name not in kept_row.unanswered or name not in kept_row.n:
+        return None
+    return Unanswered(kept_row.unanswered[name], kept_row.n[name])
 
 
 def _of_answers(run: RunRecord, cell: Cell) -> Unanswered | None:
