@@ -118,7 +118,6 @@ def outcomes_of(folder: RunFolder, tasks: Sequence[str], rows: int, reading: str
 
 
 def _sections(evaluator: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    asked = [r["accuracy"]["n"] for r in rows]
     unanswered = rows[0].get("untrained_unanswered")
     others = [r["other_reading"] for r in rows if "other_reading" in r]
     return {
@@ -128,7 +127,6 @@ def _sections(evaluator: Any, rows: Sequence[Row]) -> dict[str, Any]:
             "untrained": rows[0]["untrained"],
             "by": [r["accuracy"]["by"] for r in rows],
             **({} if unanswered is None else {"untrained_unanswered": unanswered}),
-            **({} if all(n == asked[0] for n in asked) else {"asked": asked}),
         },
         "retention": _retention(evaluator, rows),
         "drift": {view: [r["drift"][view] for r in rows] for view in VIEWS},
@@ -138,11 +136,13 @@ def _sections(evaluator: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _matrix(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    asked = [r["n"] for r in rows]
     return {
         "matrix": [r["values"] for r in rows],
         "n": rows[0]["n"],
         "intervals": [r["intervals"] for r in rows],
         "unanswered": [r["unanswered"] for r in rows],
+        **({} if all(n == asked[0] for n in asked) else {"asked": asked}),
     }
 
 
