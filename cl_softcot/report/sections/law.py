@@ -9,7 +9,7 @@ from typing import Any
 from cl_softcot.law.fit import DIRECTIONS, FORMS, fit_law
 from cl_softcot.law.points import INPUTS, OUTCOMES, VIEWS, Point, moved, points_of
 from cl_softcot.report import drawing
-from cl_softcot.report.content import Cell, Figure, Missing, Number, Section, Table, Text
+from cl_softcot.report.content import Block, Cell, Figure, Missing, Number, Section, Table, Text
 from cl_softcot.report.studies import Result, Study
 from cl_softcot.report.unanswered import RESTS_ON, why_not
 
@@ -43,7 +43,7 @@ def section(study: Study) -> Section | None:
     left = _left_out(study, group, runs)
     apart = Table(f"{study.name}-law-left-out", "Each method predicted from the others", _LEFT_OUT, left) if left else None
     untold = _untold(study, group)
-    blocks = [*untold, figure, table, *filter(None, [apart, _matched(study, group, runs)])]
+    blocks: list[Block] = [*untold, figure, table, *filter(None, [apart, _matched(study, group, runs)])]
     return Section("Drift against forgetting", blocks)
 
 
