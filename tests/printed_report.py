@@ -137,7 +137,7 @@ class _Check:
             return [beside["low"], beside["high"]]
         if path[0] == "accuracy":
             return self.plain.inside(result, ["accuracy", "intervals", *path[2:]])
-        if path[0] in ("summary", "retention"):
+        if path[0] in ("summary", "retention", "other_reading"):
             return self.plain.inside(result, [*path[:-1], f"{path[-1]}_interval"])
         beside = self.plain.inside(result, path)  # a {value, low, high} of a diagnostic
         return [beside["low"], beside["high"]]
@@ -391,7 +391,7 @@ class _Check:
             want = f"{more['a']} lost {'less' if higher else 'more'}"
         else:
             want = f"{better} better"
-        if said != (want if p < 0.05 else "no difference shown"):
+        if not said.startswith("not compared: ") and said != (want if p < 0.05 else "no difference shown"):
             yield f"{name} {row[:2]}: '{said}' with p {p}"
 
 
@@ -409,6 +409,7 @@ def _file(name: str) -> str:
 _NUMBER = r"<?[+−-]?[\d.]+[GMk]?"
 _CELL = re.compile(
     rf"(?P<value>{_NUMBER})(?: ± (?P<half>{_NUMBER})| \[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\])?(?: \(n = (?P<n>\d+)\))?"
+    r"(?: \(\d+ of \d+ unanswered\))?"
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.answering.policy import BasePolicy, Policy
+from cl_softcot.answering.readings import as_read, in_both, other_than
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json, read_json, read_jsonl, sha256_of
 from cl_softcot.machine import processes
@@ -60,10 +61,15 @@ class Answers:
         return self.known.get((fingerprint, probe.kind, example.id))
 
 
-def answer(policy: Policy, probes: Sequence[Probe], answers: Answers, max_new_tokens: int) -> list[list[Prediction]]:
+def answer(
+    policy: Policy, probes: Sequence[Probe], answers: Answers, max_new_tokens: int, reading: str = "strict"
+) -> list[list[Prediction]]:
     """Every example of each probe answered by the policy and judged; known answers are taken over.
 
     What is missing of all probes is answered together: with the last answers of one begin those of the next.
+
+    Args:
+        reading: the headline, whose verdict is a prediction's ``outcome`` and ``answer``; ``readings`` holds both.
     """
     asked = [(probe, example, policy.fingerprint_for(example)) for probe in probes for example in probe.examples]
     known = [answers.get(fingerprint, probe, example) for probe, example, fingerprint in asked]
@@ -73,23 +79,27 @@ def answer(policy: Policy, probes: Sequence[Probe], answers: Answers, max_new_to
         generations = policy.generate([asked[i][1] for i in missing], max_new_tokens)
         for i, generation in zip(missing, generations, strict=True):
             probe, example, fingerprint = asked[i]
-            new[i] = _prediction(probe, example, generation, fingerprint)
-    found = [new[i] if prediction is None else prediction for i, prediction in enumerate(known)]
+            new[i] = _prediction(probe, example, generation, fingerprint, reading)
+    found = [
+        new[i] if kept is None else as_read(kept, probe.task, example, reading)
+        for i, (kept, (probe, example, _)) in enumerate(zip(known, asked, strict=True))
+    ]
     answers.remember(found)
     in_order = iter(found)
     return [[next(in_order) for _ in probe.examples] for probe in probes]
 
 
-def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: str | None) -> Prediction:
-    verdict = probe.task.judge(example, generation.text)
+def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: str | None, reading: str = "strict") -> Prediction:
+    readings = in_both(probe.task, example, generation.text)
     return {
         "set": probe.kind,
         "task": probe.name,
         "id": example.id,
         "question": example.question,
         "gold": example.answer,
-        "answer": verdict.extracted,
-        "outcome": verdict.outcome,
+        "answer": readings[reading]["answer"],
+        "outcome": readings[reading]["outcome"],
+        "readings": readings,
         "text": generation.text,
         "tokens": generation.n_tokens,
         "forward_passes": generation.forward_passes,
@@ -98,10 +108,23 @@ def _prediction(probe: Probe, example: Example, generation: Any, fingerprint: st
     }
 
 
-def accuracy_of(predictions: Sequence[Prediction]) -> float:
+def accuracy_of(predictions: Sequence[Prediction], reading: str | None = None) -> float:
+    """In one of the readings; None: the headline."""
     if not predictions:
         raise ValueError("nothing was answered: an accuracy of no examples is not 0")
-    return sum(p["outcome"] == "right" for p in predictions) / len(predictions)
+    return sum(_right(predictions, reading)) / len(predictions)
+
+
+def _right(predictions: Sequence[Prediction], reading: str | None = None) -> list[bool]:
+    return [_outcome(p, reading) == "right" for p in predictions]
+
+
+def _unanswered(predictions: Sequence[Prediction], reading: str | None = None) -> int:
+    return sum(_outcome(p, reading) == "unanswered" for p in predictions)
+
+
+def _outcome(prediction: Prediction, reading: str | None) -> str:
+    return (prediction if reading is None else prediction["readings"][reading])["outcome"]
 
 
 class Evaluator:
@@ -224,6 +247,7 @@ class Evaluator:
             "retention": {"as_used": self._retention(kept), "weights_alone": self._retention(bare)},
             "drift": self._drifts(policy, alone) if whole else dict(_NO_DRIFT),
             "cost": cost_per_answer([_Cost(p["tokens"], p["forward_passes"]) for ps in used.values() for p in ps]),
+            "other_reading": self._read_otherwise(used, kept, bare),
         }
         routing = self._routing(policy)
         if routing:
@@ -240,34 +264,52 @@ class Evaluator:
         whole = (index - 1, index)
         return [p if j in whole else replace(p, examples=p.examples[:some]) for j, p in enumerate(self.tasks)]
 
-    def untrained(self, policy: Policy) -> list[float]:
-        """Accuracy of the base in the method's own mode (its thoughts and prompts, nothing learned yet), a task each."""
+    def untrained(self, policy: Policy) -> dict[str, list[Any]]:
+        """The base in the method's own mode (its thoughts and prompts, nothing learned yet), a task each: ``untrained``, its
+        accuracies; ``untrained_unanswered``, counts; and with ``_otherwise`` the same in the other reading."""
         # Not remembered: a run that goes on later does not know them, and answers the rest in the same company as one that does.
         known = Answers(dict(self.answers.known))
-        return [accuracy_of(answered) for answered in answer(policy, self.tasks, known, self.settings.max_new_tokens)]
+        found = answer(policy, self.tasks, known, self.settings.max_new_tokens, self.settings.reading)
+        readings = (("untrained", self.settings.reading), ("untrained_otherwise", other_than(self.settings.reading)))
+        row: dict[str, list[Any]] = {}
+        for name, reading in readings:
+            row[name] = [accuracy_of(answered, reading) for answered in found]
+            row[name.replace("untrained", "untrained_unanswered")] = [_unanswered(answered, reading) for answered in found]
+        return row
 
     def _answer(self, policy: Policy, probes: Sequence[Probe]) -> dict[str, list[Prediction]]:
         """By the probes' names, which are all different."""
-        answered = answer(policy, probes, self.answers, self.settings.max_new_tokens)
+        answered = answer(policy, probes, self.answers, self.settings.max_new_tokens, self.settings.reading)
         return {probe.name: predictions for probe, predictions in zip(probes, answered, strict=True)}
 
     def _accuracies(self, used: Mapping[str, list[Prediction]]) -> dict[str, Any]:
         keys = {probe.name: probe.task.breaks_down_by for probe in self.tasks}
-        rows: dict[str, Any] = {"values": [], "n": [], "intervals": [], "unanswered": [], "by": {}}
-        for name, predictions in used.items():
-            right = [p["outcome"] == "right" for p in predictions]
-            rows["values"].append(accuracy_of(predictions))
-            rows["n"].append(len(right))
-            rows["intervals"].append(list(bootstrap_interval(right, self.settings.bootstrap)))
-            rows["unanswered"].append(sum(p["outcome"] == "unanswered" for p in predictions))
-            rows["by"][name] = _broken_down(predictions, keys[name])
-        return rows
+        return {**self._scores(used), "by": {name: _broken_down(predictions, keys[name]) for name, predictions in used.items()}}
 
-    def _retention(self, answered: Mapping[str, list[Prediction]]) -> dict[str, Any] | None:
+    def _scores(self, used: Mapping[str, list[Prediction]], reading: str | None = None) -> dict[str, Any]:
+        return {
+            "values": [accuracy_of(predictions, reading) for predictions in used.values()],
+            "n": [len(predictions) for predictions in used.values()],
+            "intervals": [
+                list(bootstrap_interval(_right(predictions, reading), self.settings.bootstrap)) for predictions in used.values()
+            ],
+            "unanswered": [_unanswered(predictions, reading) for predictions in used.values()],
+        }
+
+    def _retention(self, answered: Mapping[str, list[Prediction]], reading: str | None = None) -> dict[str, Any] | None:
         if not answered:
             return None
-        outcomes = {probe.name: [p["outcome"] == "right" for p in answered[probe.name]] for probe in self.families}
-        return retention(outcomes, self.same_family, self.settings.bootstrap)
+        outcomes = {probe.name: _right(answered[probe.name], reading) for probe in self.families}
+        unanswered = {probe.name: _unanswered(answered[probe.name], reading) for probe in self.families}
+        return {**retention(outcomes, self.same_family, self.settings.bootstrap), "unanswered": unanswered}
+
+    def _read_otherwise(
+        self, used: Mapping[str, list[Prediction]], kept: Mapping[str, list[Prediction]], bare: Mapping[str, list[Prediction]]
+    ) -> dict[str, Any]:
+        """The row in the reading that is not the headline."""
+        reading = other_than(self.settings.reading)
+        retention = {"as_used": self._retention(kept, reading), "weights_alone": self._retention(bare, reading)}
+        return {"reading": reading, "accuracy": self._scores(used, reading), "retention": retention}
 
     def _drifts(self, policy: Policy, alone: Policy) -> dict[str, dict[str, Any]]:
         """Of both ways of answering, which are one where a method brings nothing but its weights and answers in plain CoT."""

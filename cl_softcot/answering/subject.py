@@ -16,6 +16,7 @@ from torch import Tensor
 from cl_softcot.answering.evaluate import Evaluator, Probe
 from cl_softcot.answering.per_task import PerTaskPolicy, Router, TaskBank
 from cl_softcot.answering.policy import BasePolicy, MethodPolicy
+from cl_softcot.answering.readings import judged
 from cl_softcot.config.settings import EvaluateConfig, MethodConfig, TrainConfig
 from cl_softcot.files import read_jsonl
 from cl_softcot.machine import processes
@@ -135,10 +136,10 @@ class Subject:
         limit, size = limit or self.evaluate.max_new_tokens, self.evaluate.batch_size
         return generate(parts.reasoning, parts, encoded, limit, batch_size=size, edit=edit)
 
-    @staticmethod
-    def right(probe: Probe, examples: Sequence[Example], answers: Sequence[Generation]) -> list[bool]:
-        """Which answers are right."""
-        return [probe.task.judge(e, a.text).outcome == "right" for e, a in zip(examples, answers, strict=True)]
+    def right(self, probe: Probe, examples: Sequence[Example], answers: Sequence[Generation]) -> list[bool]:
+        """Which answers are right, in the experiment's headline reading."""
+        reading = self.evaluate.reading
+        return [judged(probe.task, e, a.text, reading).outcome == "right" for e, a in zip(examples, answers, strict=True)]
 
     def answered(self, probe: Probe, task: str | None = None, phase: Phase | None = None) -> list[int]:
         """The probe answered now, as used: 1 for each example that is right, else 0.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from cl_softcot.answering.readings import in_both
 from cl_softcot.check.result import Broken, Line, settings_are_described, told
 from cl_softcot.errors import UserError
 from cl_softcot.tasks.base import Task
@@ -96,8 +97,10 @@ class _Trial:
                 " ; ".join([*example.steps, f"answer {example.answer}"]),
                 "\n".join([*example.steps, f"### {example.answer}"]),
             ):
-                if task.judge(example, text).outcome != "right":
-                    raise Broken(f"{text[-60:]!r} is judged {task.judge(example, text).outcome}", "Models write it in this form.")
+                for reading, verdict in in_both(task, example, text).items():
+                    if verdict["outcome"] != "right":
+                        said = f"{text[-60:]!r} is judged {verdict['outcome']} ({reading} reading)"
+                        raise Broken(said, "Models write it in this form.")
 
     def judge_tells_apart(self) -> None:
         task = self.make()
@@ -107,7 +110,10 @@ class _Trial:
             verdict = task.judge(example, f"answer {other}")
             if (verdict.outcome, verdict.extracted) != ("wrong", other):
                 raise Broken(f"'answer {other}' is judged {verdict} where {example.answer!r} is right")
-            if task.judge(example, "answer qqq").outcome == "right":
+            if task.judge_flexibly(example, f"answer {other}") != verdict:
+                fix = "The flexible reading adds to the strict one: where that finds an answer, it finds the same."
+                raise Broken(f"'answer {other}' is another answer in the flexible reading", fix)
+            if "right" in (found["outcome"] for found in in_both(task, example, "answer qqq").values()):
                 raise Broken(f"'answer qqq' is judged right where {example.answer!r} is")
             if type(task).judge is Task.judge and task.judge(example, f"answer {example.answer} qqq").outcome != "wrong":
                 raise Broken("words behind an answer of words are not seen")
@@ -115,3 +121,6 @@ class _Trial:
                 for nothing in ("", " ; ".join(example.steps), "answer", example.answer):
                     if task.judge(example, nothing).outcome != "unanswered":
                         raise Broken(f"{nothing!r} states no answer, and is judged {task.judge(example, nothing).outcome}")
+                for nothing in ("", "answer"):
+                    if task.judge_flexibly(example, nothing).outcome != "unanswered":
+                        raise Broken(f"{nothing!r} states no answer in any reading")

@@ -149,6 +149,11 @@ class EvaluateConfig(Strict):
         description="examples a task after experiences before the last, for all but the task just learned and the next one: "
         "the first ones of `test` (null: all). A stream of T tasks is answered T times: this is what makes it T^2",
     )
+    reading: Annotated[Literal["strict", "flexible"], ADDED_LATER] = Field(
+        "strict",
+        description="which reading of an answer is the headline: strict (the format was followed) or flexible (what a person "
+        "would read); the other stands beside it",
+    )
     metrics: list[str] = Field(
         [], description="metrics of your own, package.module:function; computed for finished runs too, and part of no fingerprint"
     )

@@ -91,7 +91,8 @@ def _in_words(found: Sequence[Contrast]) -> list[Text]:
             if contrast.verdict == f"{contrast.b} better"
             else "lost less from the stronger base"
         )
-        said.setdefault(way if contrast.shown else "no difference shown", []).append(f"{method} ({pair})")
+        words = way if contrast.shown else "no difference shown" if contrast.compared else contrast.verdict
+        said.setdefault(words, []).append(f"{method} ({pair})")
     told = "; ".join(f"{words}: {', '.join(names)}" for words, names in said.items())
     return [Text(f"Of the base's own abilities: {told}.")]
 

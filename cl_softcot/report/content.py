@@ -24,6 +24,7 @@ class Number:
         runs: folders of the runs, as the reader of the report finds them.
         covers: what the interval says: how far the number would move with other ``runs``, or with other test ``examples``.
         more: further inputs of the computation.
+        remark: what a reader has to know of it at once, printed beside it.
     """
 
     value: float | None
@@ -38,11 +39,13 @@ class Number:
     style: Style = "fraction"
     more: dict[str, Any] = field(default_factory=dict, compare=False)
     asked: int = 0  # runs of the method, where not all of them have the number
+    remark: str = ""
 
     def __str__(self) -> str:
         if self.value is None:
             return "–"
-        return self._around(_said(self.value, self.style)) + (f" (n = {self.n})" if self.n < self.asked else "")
+        of = f" (n = {self.n})" if self.n < self.asked else ""
+        return self._around(_said(self.value, self.style)) + of + (f" ({self.remark})" if self.remark else "")
 
     def _around(self, text: str) -> str:
         if self.value is None or self.low is None or self.high is None:

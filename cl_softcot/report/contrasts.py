@@ -9,6 +9,7 @@ from typing import Any
 from cl_softcot.report.content import Number
 from cl_softcot.report.measures import ACC, BWT, FORGETTING, LEARNED, LOST, RETENTION, Measure, Path, at, drift, value_of
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.report.unanswered import NOT_COMPARED, RESTS_ON, why_not
 from cl_softcot.results.outcomes import scores_of_run
 from cl_softcot.statistics.many import Comparison, compare
 from cl_softcot.statistics.paired import Unit
@@ -30,6 +31,7 @@ class Contrast:
 
     Attributes:
         difference: a - b; p: corrected; verdict: in words; shown: whether it is a difference.
+        compared: whether the answers on both sides are enough for a verdict.
         basis: what was compared, ``questions`` or ``runs``.
     """
 
@@ -45,7 +47,11 @@ class Contrast:
 
     @property
     def shown(self) -> bool:
-        return self.verdict.endswith("better")
+        return self.compared and self.verdict.endswith("better")
+
+    @property
+    def compared(self) -> bool:
+        return not self.verdict.startswith(NOT_COMPARED)
 
 
 def measures(study: Study) -> list[Measure]:
@@ -112,8 +118,18 @@ def _contrast(line: Comparison, measure: Measure, basis: str, sides: Mapping[str
     reach = "nats" if measure.style == "nats" else "reach"
     smallest = make(line.smallest_shown if d.se else None, "smallest difference that would have been shown", reach)
     p = make(line.p_adjusted, "p, Holm", "p")
-    verdict = UNTESTED if d.p is None else line.verdict
+    reasons = (_why_not(side, measure, sides) for side in (line.a, line.b))
+    reason = next(filter(None, reasons), "")
+    verdict = f"{NOT_COMPARED}: {reason}" if reason else UNTESTED if d.p is None else line.verdict
     return Contrast(measure, line.a, line.b, difference, p, verdict, smallest, basis, d.note)
+
+
+def _why_not(side: str, measure: Measure, sides: Mapping[str, tuple[Study, Sequence[Result]]]) -> str:
+    """Why a side's answers bear no difference in the measure; empty where they do."""
+    study, runs = sides[side]
+    method, *elsewhere = side.split("\0")
+    whose = f"{method} in {study.name}" if elsewhere else method
+    return why_not(runs, RESTS_ON.get(measure.name, ()), whose)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from cl_softcot.report.content import Number, Style
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.report.unanswered import beside
 from cl_softcot.results.headline import FORGETTING as FORGETTING_NAME
 from cl_softcot.results.record import Rows
 from cl_softcot.statistics.aggregate import Estimate, aggregate
@@ -67,9 +68,18 @@ PARAMETERS = Measure("cost/trained_parameters", "trained parameters", ("cost", "
 TOKENS = Measure("cost/tokens_per_answer", "tokens an answer", ("cost", "tokens_per_answer"), "tokens")
 PASSES = Measure("cost/forward_passes_per_answer", "passes an answer", ("cost", "forward_passes_per_answer"), "tokens")
 
+UNANSWERED = Measure("unanswered/final", "unanswered", ("summary", "unanswered/final"), "fraction", "↓")
+
 ROUTING = Measure("routing_accuracy", "routed right", ("routing_accuracy", -1), "fraction", "↑")
 
 COSTS = (PARAMETERS, TOKENS, PASSES)
+
+
+def otherwise(measure: Measure, reading: str) -> Measure:
+    """The same measure in the reading of the answers that is not the headline."""
+    path = ("other_reading", *measure.path)
+    interval = ("other_reading", *measure.interval) if measure.interval else None
+    return replace(measure, name=f"{reading}/{measure.name}", title=f"{measure.title}, {reading}", path=path, interval=interval)
 
 
 def own_measures(study: Study) -> list[Measure]:
@@ -149,6 +159,7 @@ def mean_at(
     if not found:
         return Number(None, how="mean", path=path, style=style)
     names = tuple(study.relative(run) for run, _ in found)
+    remark = "" if minus or over else beside([run for run, _ in found], path)
     if style == "count":
         return Number(float(np.mean([v for _, v in found])), n=len(found), path=path, runs=names, style=style, more=more)
     if len(found) == 1:
@@ -156,9 +167,9 @@ def mean_at(
         low, high = ends if ends and None not in ends else (None, None)
         covers = "examples" if low is not None else ""
         note = "one run: how far it would move with another seed is not known"
-        return Number(found[0][1], low, high, 1, "mean", path, names, covers, note, style, more, asked)
+        return Number(found[0][1], low, high, 1, "mean", path, names, covers, note, style, more, asked, remark)
     estimate = aggregate(by_order(found), "mean", n_boot=study.bootstrap)
-    return replace(number(estimate, "mean", path, names, style), asked=asked, more=more)
+    return replace(number(estimate, "mean", path, names, style), asked=asked, more=more, remark=remark)
 
 
 def by_order(values: Iterable[tuple[Result, Any]]) -> dict[Hashable, list[Any]]:

@@ -261,6 +261,7 @@ def _refuse_mixed(root: Path, runs: Sequence[Result]) -> None:
 def _measured(root: Path, run: Result) -> Iterable[tuple[str, Hashable]]:
     """What must be the same in all runs of a table, as (name, value); None: not known."""
     yield "split", run.split
+    yield "reading of the answers (evaluate.reading)", run.headline
     yield "base model", run.frozen.backbone_sha256_before
     for task, n, first in zip(run.tasks, run.accuracy.n or [], run.accuracy.matrix[0], strict=True):
         yield f"test examples of {task}", n
@@ -269,7 +270,7 @@ def _measured(root: Path, run: Result) -> Iterable[tuple[str, Hashable]]:
     yield "retention examples", tuple(sorted(own.n.items())) or None if own else None
     settings = _settings(root, folder_of(run))
     for key, value in (settings.get("evaluate") or {}).items():
-        if key not in ("batch_size", "split", "test", "retention", "metrics"):  # batches and metrics change no answer
+        if key not in ("batch_size", "split", "test", "retention", "metrics", "reading"):  # batches and metrics change no answer
             yield f"evaluate.{key}", _frozen(value)
     for key in ("path", "revision", "quantization", "chat") if settings.get("backbone") else ():
         yield f"backbone.{key}", _frozen(settings["backbone"].get(key))

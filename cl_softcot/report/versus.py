@@ -47,6 +47,8 @@ def _other_data(a: Study, b: Study) -> list[str]:
     told = []
     if a.runs[0].split != b.runs[0].split:
         told.append(f"split {a.runs[0].split} against {b.runs[0].split}")
+    if a.runs[0].headline != b.runs[0].headline:
+        told.append(f"the {a.runs[0].headline} reading of the answers against the {b.runs[0].headline} one")
     tasks = [dict(zip(run.tasks, run.accuracy.n or [], strict=True)) for run in (a.runs[0], b.runs[0])]
     if set(tasks[0]) != set(tasks[1]):
         told.append(f"tasks {listed(tasks[0])} against {listed(tasks[1])}")
@@ -151,6 +153,9 @@ def _results(a: Study, b: Study, found: Sequence[tuple[str, Contrast]], alone: S
     told = "No difference is shown in any measure." if not shown else ""
     if shown:
         told = f"Shown: {len(shown)} of {len(rows)} differences; the others may be smaller than these data can show."
+    untold = sum(not line.compared for _, line in found)
+    if untold:
+        told += f" Not compared: {untold} of {len(rows)}, of which too many answers are unanswered."
     notes = notes_of([line for _, line in found])
     title = f"{b.name} minus {a.name}"
     blocks: list[Block] = [Text(told), Table("compare-differences", title, HEAD, rows, 2, notes)]

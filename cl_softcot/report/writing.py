@@ -267,7 +267,7 @@ def _heading(head: str) -> str:
 
 def _shown(cell: Cell) -> str:
     """A cell; of a number the interval apart, so that narrow columns can have it below."""
-    value, *ends = re.split(r" (?=±|\[|\(n)", str(cell), maxsplit=1) if isinstance(cell, Number) else [str(cell)]
+    value, *ends = re.split(r" (?=±|\[|\(n|\(\d)", str(cell), maxsplit=1) if isinstance(cell, Number) else [str(cell)]
     return _text(value) + "".join(f' <span class="ends">{_text(end)}</span>' for end in ends)
 
 

@@ -6,6 +6,8 @@ reading.py   finding and reading finished runs, grouping them by method; as a ta
 events.py    the log that a run writes first, before any tracker
 headline.py  which number of a result is the headline of its kind
 outcomes.py  right and wrong answers, question by question
+unanswered.py  how many of the answers behind a number hold none
+two_readings.py  the strict and the flexible reading of the answers, in records
 own_metrics.py  metrics of an experiment's own, in records
 colors.py    a colour for each method
 kept.py      kept results, packed into one file a study; reads runs from there or from their folders

@@ -14,15 +14,18 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import append_jsonl, read_jsonl
 from cl_softcot.results.folder import RunFolder
-from cl_softcot.results.record import Rows, RunRecord, whole
+from cl_softcot.results.record import Accuracy, RetentionRow, Rows, RunRecord, whole
 
+GROUPS = ("all", "same_family", "unrelated")
+# What is shown of the summary in the reading that is not the headline.
+OF_BOTH_READINGS = ("acc", "learning_accuracy", "bwt/gem", "unanswered/base", "unanswered/final")
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")  # MLflow's words
 
 
@@ -186,26 +189,40 @@ def row_metrics(result: Rows, row: int) -> dict[str, float]:
     first `/` becomes a section of MLflow's chart page, every name a chart in it with one line a run. Sections
     are sorted by name, which is why integrity checks with the weights alone are in a section of their own.
     """
-    metrics: dict[str, float | None] = {}
-    accuracy = result.accuracy
-    scores = accuracy.matrix[row] if row < len(accuracy.matrix) else []
-    metrics.update((f"accuracy/{task}", score) for task, score in zip(result.tasks, scores, strict=False))
-    metrics["accuracy/mean of all tasks"] = _mean(scores)
-    metrics["accuracy/mean of learned tasks"] = _mean(scores[:row])
-    if accuracy.unanswered and accuracy.n and row < len(accuracy.unanswered):
-        metrics["accuracy/share unanswered"] = sum(whole(accuracy.unanswered[row])) / sum(accuracy.n)
-    views = (("as_used", "retention/"), ("weights_alone", "weights alone/retention "))
-    for view, prefix in views:
-        kept = result.retention_row(view, row)
-        if kept:
-            metrics.update((f"{prefix}{key}", getattr(kept, key)) for key in ("all", "same_family", "unrelated"))
-    used = result.retention_row("as_used", row)
-    metrics.update((f"retention/family {family}", score) for family, score in (used.families if used else {}).items())
+    metrics: dict[str, float | None] = _accuracies(result.accuracy, result.tasks, row, "accuracy")
+    used, bare = (result.retention_row(view, row) for view in ("as_used", "weights_alone"))
+    metrics |= _retained(used, "retention/")
+    metrics.update((f"weights alone/retention {key}", getattr(bare, key)) for key in GROUPS if bare)
+    other = result.other_reading
+    if other:
+        metrics |= _accuracies(other.accuracy, result.tasks, row, f"accuracy {other.reading}")
+        metrics |= _retained(other.retention_row("as_used", row), f"retention {other.reading}/")
     for view, prefix in (("as_used", "drift/"), ("weights_alone", "weights alone/drift ")):
         values = result.drift_row(view, row)
         # Names with a second slash would open a section for every direction.
         metrics.update((prefix + key.replace("/", " "), value) for key, value in values.items() if "kl/" in key)
     return {key: value for key, value in metrics.items() if value is not None}
+
+
+def _accuracies(accuracy: Accuracy, tasks: Sequence[str], row: int, section: str) -> dict[str, float | None]:
+    scores = accuracy.matrix[row] if row < len(accuracy.matrix) else []
+    metrics: dict[str, float | None] = {f"{section}/{task}": score for task, score in zip(tasks, scores, strict=False)}
+    metrics[f"{section}/mean of all tasks"] = _mean(scores)
+    metrics[f"{section}/mean of learned tasks"] = _mean(scores[:row])
+    asked = accuracy.asked[row] if accuracy.asked and row < len(accuracy.asked) else accuracy.n
+    if accuracy.unanswered and asked and row < len(accuracy.unanswered):
+        metrics[f"{section}/share unanswered"] = sum(whole(accuracy.unanswered[row])) / sum(asked)
+    return metrics
+
+
+def _retained(row: RetentionRow | None, prefix: str) -> dict[str, float | None]:
+    if row is None:
+        return {}
+    metrics: dict[str, float | None] = {f"{prefix}{key}": getattr(row, key) for key in GROUPS}
+    metrics.update((f"{prefix}family {family}", score) for family, score in row.families.items())
+    if row.unanswered:
+        metrics[f"{prefix}share unanswered"] = sum(row.unanswered.values()) / sum(row.n.values())
+    return metrics
 
 
 def final_metrics(result: RunRecord) -> dict[str, float]:
@@ -215,6 +232,10 @@ def final_metrics(result: RunRecord) -> dict[str, float]:
     other as a line, even if it is a single point.
     """
     metrics = {f"final/{key.replace('/', ' ')}": value for key, value in result.summary.items() if _is_number(value)}
+    other = result.other_reading
+    if other:
+        numbers = ((key, other.summary.get(key)) for key in OF_BOTH_READINGS)
+        metrics |= {f"final {other.reading}/{key.replace('/', ' ')}": value for key, value in numbers if _is_number(value)}
     kept, drift = result.retention_row("as_used", -1), result.drift_row("as_used", -1)
     routing = (result.routing_accuracy or [None])[-1]
     named = (("retention as used", kept and kept.all), ("drift as used", drift.get("forward_kl/general")))

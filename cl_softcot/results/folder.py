@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "outcomes.json"
 
     @property
+    def other_outcomes(self) -> Path:
+        """The same in the reading that is not the headline: {"reading": ..., "outcomes": ...}."""
+        return self.path / "other_outcomes.json"
+
+    @property
     def predictions_page(self) -> Path:
         return self.path / "predictions.html"
 

@@ -33,6 +33,21 @@ def numbers(result: RunRecord) -> dict[str, float | None]:
         "train_seconds": cost.train_seconds,
         "evaluate_seconds": cost.evaluate_seconds,
         **{f"summary/{name}": summary.get(name) for name in result.metrics or {}},
+        **_otherwise(result),
+    }
+
+
+def _otherwise(result: RunRecord) -> dict[str, float | None]:
+    """The same in the reading that is not the headline, and what is unanswered in both; nothing where there is one only."""
+    other = result.other_reading
+    if other is None:
+        return {}
+    kept = other.retention_row("as_used", -1)
+    return {
+        "accuracy_otherwise": other.summary.get("acc"),
+        "retention_otherwise": kept.all if kept else None,
+        "unanswered": result.summary.get("unanswered/final"),
+        "unanswered_otherwise": other.summary.get("unanswered/final"),
     }
 
 

@@ -76,7 +76,9 @@ def keep(folder: Path, home: Path = HOME, *, replace: bool = False) -> Path:
 def _packed(run: Path) -> dict[str, Any]:
     found = kept.outcomes(run)
     path = RunFolder(run).result
-    return {"run": run.name, "result": read_json(path), "sha256": sha256_of(path), "outcomes": found and found[1]}
+    other = kept.other_outcomes(run)
+    line = {"run": run.name, "result": read_json(path), "sha256": sha256_of(path), "outcomes": found and found[1]}
+    return {**line, **({"other": other} if other else {})}
 
 
 def _questions(runs: Iterable[Path]) -> kept.Questions | None:
@@ -230,6 +232,8 @@ def restore_run(found: kept.Kept, name: str, target: Path) -> None:
     line, run = found.runs[name], ExperimentFolder(target).run(name)
     if line["outcomes"]:
         atomic_write_json(run.outcomes, line["outcomes"])
+    if line.get("other"):
+        atomic_write_json(run.other_outcomes, line["other"])
     atomic_write_json(run.result, line["result"])
 
 

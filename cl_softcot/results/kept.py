@@ -4,16 +4,18 @@
     experiment.json versions, revision, fingerprint
     runs.jsonl.gz   the first line is of the study, each other one is a finished run, sorted by name:
                       {"kept": 1, "base": shared/base.json, "base_sha256": ..., "questions": ..., "unfinished": [run, ...]}
-                      {"run": method.order.seed<n>, "result": result.json, "sha256": of that file, "outcomes": ...}
+                      {"run": method.order.seed<n>, "result": result.json, "sha256": of that file, "outcomes": ...,
+                       "other": {"reading": ..., "outcomes": ...}}
     report.json     the numbers of the report, each with its origin
 
 ``questions`` names the test questions once: set -> task -> [id, cluster or null] of each. ``outcomes`` has an entry for each row
-of R: set -> task -> one letter a question, r(ight), w(rong) or u(nanswered). Predictions, which hold every text, are not kept;
-whatever is computed from right and wrong answers can be computed again. ``keeping.py`` writes all this.
+of R: set -> task -> one letter a question, r(ight), w(rong) or u(nanswered), in the headline reading; ``other`` has the same in
+the other one, where the answers were read twice. Predictions, which hold every text, are not kept; whatever is computed from
+right and wrong answers can be computed again. ``keeping.py`` writes all this.
 
 A run is named by its folder, ``STUDY/runs/<run>``, whether that folder is there or not. What is there comes first: a run folder
-on disk is the truth. One that was taken from kept results has ``outcomes.json`` in place of predictions, its study
-``questions.json``.
+on disk is the truth. One that was taken from kept results has ``outcomes.json`` (and ``other_outcomes.json``) in place of
+predictions, its study ``questions.json``.
 """
 
 from __future__ import annotations
@@ -171,6 +173,41 @@ def outcomes(run: Path) -> tuple[Questions, Outcomes] | None:
     return kept.questions, line["outcomes"]
 
 
+def other_outcomes(run: Path) -> dict[str, Any] | None:
+    """The letters of a run in the reading that is not the headline, {"reading": ..., "outcomes": ...}; None where its answers
+    were read once.
+    """
+    folder = RunFolder(run)
+    if folder.answers(0).exists():
+        return _otherwise_of_predictions(folder)
+    if folder.other_outcomes.exists():
+        return dict(read_json(folder.other_outcomes))
+    line = None if folder.outcomes.exists() else _line(run)
+    return line and line.get("other")
+
+
+def _otherwise_of_predictions(run: RunFolder) -> dict[str, Any] | None:
+    rows: Outcomes = []
+    reading = None
+    while (path := run.answers(len(rows))).exists():
+        letters: dict[str, dict[str, str]] = {}
+        for line in read_jsonl(path):
+            known = line.get("readings")
+            if not known:
+                return None
+            reading = reading or _other_reading(run, known)
+            mine = letters.setdefault(line["set"], {})
+            mine[line["task"]] = mine.get(line["task"], "") + LETTERS[known[reading]["outcome"]]
+        rows.append(letters)
+    return {"reading": reading, "outcomes": rows}
+
+
+def _other_reading(run: RunFolder, readings: Mapping[str, Any]) -> str:
+    """Which of the two is not the headline, as the run's record says."""
+    headline = (read_json(run.result) if run.result.exists() else {}).get("reading") or "strict"
+    return next(reading for reading in readings if reading != headline)
+
+
 def _of_predictions(run: RunFolder) -> tuple[Questions, Outcomes]:
     rows: Outcomes = []
     questions: Questions = {}
@@ -206,6 +243,14 @@ def answers(run: str | Path, row: int) -> list[dict[str, Any]] | None:
         for task, letters in tasks.items()
         for (name, cluster), letter in zip(questions[kind][task], letters, strict=True)
     ]
+
+
+def written(run: str | Path, row: int) -> int | None:
+    """When what is known of a row's answers was written, in nanoseconds; None where nothing is."""
+    folder, study = RunFolder(Path(run)), ExperimentFolder(Path(run).parent.parent)
+    places = (folder.answers(row), folder.outcomes, study.packed)
+    place = next((path for path in places if path.exists()), None)
+    return place.stat().st_mtime_ns if place else None
 
 
 # ------------------------------------------------------------------------------------------------------------------ sweeps

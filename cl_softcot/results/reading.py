@@ -51,13 +51,17 @@ class Results(Sequence[RunRecord]):
         return f"Results({', '.join(f'{r.method}.{r.order}.seed{r.seed}' for r in self._records)})"
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A row a number: method, order, seed, experience, task, measure, value, low, high, n.
+        """A row a number: method, order, seed, experience, task, measure, value, low, high, n, reading.
 
         ``experience`` counts from 0, the base; what a run has once (the ``summary``, costs) stands at the last. ``task`` is a
         task of the stream, a family of the base's own abilities, or a prompt set of the drift; missing where a number is over
         all of them. ``low`` and ``high`` are the 95 % interval over test questions and ``n`` their number (of drift:
         of tokens), where a record holds them; under ``evaluate.between`` rows before the last were asked fewer. Measures are
         named like the fields of ``result.json``; losses and diagnostics, which have shapes of their own, are left out.
+
+        ``reading`` is that of the answers which a number stands on: ``strict`` or ``flexible``, one of them the experiment's
+        headline (``evaluate.reading``), missing where a number stands on no answers (drift, costs). Accuracy, retention and the
+        summary of runs that hold both readings have a row for each: choose one before a mean is taken.
 
         >>> table = load_results("experiments/results/layers").to_dataframe()
         >>> last = table[(table.measure == "accuracy") & (table.experience == 4)]

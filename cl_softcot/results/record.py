@@ -74,6 +74,13 @@ class Accuracy(RecordPart):
     by: list[dict[str, dict[str, list[Real]]]] | None = Field(
         None, description="each entry of R by what the task breaks down by: {task: {`hops=2`: [accuracy, questions]}}"
     )
+    untrained_unanswered: list[int | None] | None = Field(
+        None, description="questions of each entry of `untrained` whose text holds no answer"
+    )
+    asked: list[list[int]] | None = Field(
+        None,
+        description="questions of each entry of R, where rows before the last were asked fewer than `n` (`evaluate.between`)",
+    )
 
 
 class RetentionRow(RecordPart):
@@ -88,6 +95,9 @@ class RetentionRow(RecordPart):
     same_family_interval: Interval = Field(None, description="95 % interval of `same_family`")
     unrelated: Real | None = Field(None, description="the same over families that the stream never touches")
     unrelated_interval: Interval = Field(None, description="95 % interval of `unrelated`")
+    unanswered: dict[str, int] | None = Field(
+        None, description="questions of each family whose text holds no answer (counted wrong); lower is better"
+    )
 
 
 class Retention(RecordPart):
@@ -99,6 +109,19 @@ class Retention(RecordPart):
     weights_alone: list[RetentionRow | None] = Field(
         [], description="the same of the bare weights in plain CoT: an integrity check, the base's own where these are frozen"
     )
+
+
+class OtherReading(RecordPart):
+    """The same answers in the reading that is not the headline; sections like those of the record."""
+
+    reading: str = Field(description="`flexible` (what a person would read), or `strict` (the format was followed)")
+    accuracy: Accuracy = Field(description="accuracy on the stream's tasks in this reading")
+    summary: dict[str, Any] = Field({}, description="the numbers of `summary` in this reading, without flips")
+    retention: Retention = Field(default_factory=Retention, description="accuracy on the base's own abilities in this reading")
+
+    def retention_row(self, view: str, row: int) -> RetentionRow | None:
+        """Retention after an experience (-1: the last); None where it was not measured."""
+        return _at_row(getattr(self.retention, view), row)
 
 
 class Drift(RecordPart):
@@ -171,6 +194,7 @@ class Rows:
         accuracy: Accuracy
         retention: Retention
         drift: Drift
+        other_reading: OtherReading | None
 
         def as_dict(self) -> dict[str, Any]: ...
 
@@ -214,6 +238,7 @@ class PartialRecord(Rows, RecordPart):
     accuracy: Accuracy = Field(description="accuracy on the stream's tasks")
     retention: Retention = Field(default_factory=Retention, description="accuracy on the base's own abilities")
     drift: Drift = Field(default_factory=Drift, description="how far the model's answers moved from the base's")
+    other_reading: OtherReading | None = Field(None, description="the rows so far in the reading that is not the headline")
 
 
 class RunRecord(Rows, RecordPart):
@@ -235,6 +260,9 @@ class RunRecord(Rows, RecordPart):
     per_task: PerTask | None = Field(None, description="who finds the copy of a question; null: one copy for all tasks")
     plugins: list[Plugin] = Field([], description="Avalanche's plug-ins and their settings")
     split: str | None = Field(None, description="what was measured: `test`, or `valid` while settings were chosen")
+    reading: str | None = Field(
+        None, description="which reading of the answers all numbers stand on: `strict` (null too), or `flexible`"
+    )
     accuracy: Accuracy = Field(description="accuracy on the stream's tasks")
     summary: dict[str, Any] = Field(
         {},
@@ -243,6 +271,9 @@ class RunRecord(Rows, RecordPart):
     )
     metrics: dict[str, MetricMeaning] | None = Field(
         None, description="what the experiment's own metrics (`evaluate.metrics`) in `summary` mean"
+    )
+    other_reading: OtherReading | None = Field(
+        None, description="accuracy and retention in the reading that is not the headline; null: it was not made"
     )
     flips: dict[str, Flips] | None = Field(None, description="each task's questions that went from right to wrong and back")
     retention: Retention = Field(default_factory=Retention, description="accuracy on the base's own abilities")
@@ -282,6 +313,11 @@ class RunRecord(Rows, RecordPart):
     def trained(self) -> bool:
         """Whether the method learned anything at all."""
         return bool(self.cost.trained_parameters) and self.strategy_name != "zero_shot"
+
+    @property
+    def headline(self) -> str:
+        """The reading that all numbers stand on; before there were two it was the strict one."""
+        return self.reading or "strict"
 
     @property
     def strategy_name(self) -> str:

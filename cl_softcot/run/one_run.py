@@ -201,8 +201,7 @@ class _Run:
         subject = self.subject.after(i)
         if i == 0:  # row 0 is the base's zero-shot CoT; the base in the method's own mode stands beside it
             row = self.evaluator.row(0, subject.base, subject.base, self.folder.path)
-            row["untrained"] = self.evaluator.untrained(subject.one_copy())
-            return row
+            return row | self.evaluator.untrained(subject.one_copy())
         return self.evaluator.row(i, subject.policy(), subject.alone(), self.folder.path)
 
     def _seconds_of_the_assistant(self) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cl_softcot.answering.readings import in_both
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import UserError
 from cl_softcot.models.assistant import AssistantStates
@@ -124,12 +125,13 @@ def _check_assistant(states: AssistantStates, example: Example, way: _Way) -> No
 def _check_judge(backbone: LanguageModel, task: Task, example: Example) -> None:
     """What is trained on has to count as right."""
     written = backbone.text.decode(backbone.text.target_ids(example.steps, example.answer))
-    verdict = task.judge(example, written)
-    if verdict.outcome != "right":
-        raise UserError(
-            f"its gold answer {example.answer!r} is judged {verdict.outcome} when it is written out ({written[-80:]!r})",
-            fix="Correct the row, or choose the answer's form in the task's settings.",
-        )
+    for reading, verdict in in_both(task, example, written).items():
+        if verdict["outcome"] != "right":
+            raise UserError(
+                f"its gold answer {example.answer!r} is judged {verdict['outcome']} when it is written out ({written[-80:]!r}"
+                f"{'' if reading == 'strict' else ', flexible reading'})",
+                fix="Correct the row, or choose the answer's form in the task's settings.",
+            )
 
 
 def _named(task: Task, split: str, example: Example, way: _Way) -> Callable[[Callable[[], Any]], Any]:

@@ -18,9 +18,10 @@ from cl_softcot.metrics.intervals import summary_intervals
 from cl_softcot.metrics.matrix import summary
 from cl_softcot.metrics.own import find_metrics
 from cl_softcot.metrics.routing import routing_accuracy
+from cl_softcot.metrics.unanswered import unanswered_shares
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.results.own_metrics import with_metrics
-from cl_softcot.results.record import SCHEMA, PartialRecord, RunRecord
+from cl_softcot.results.record import SCHEMA, VIEWS, PartialRecord, RunRecord
 
 Row = Mapping[str, Any]  # what ``Evaluator.row`` measured after one experience
 Outcomes = list[list[list[float]]]  # 1 right, 0 not: [row][task][example]
@@ -56,8 +57,11 @@ def run_record(
     """
     method = config.method(spec.method)
     sections, tasks = _sections(evaluator, rows), [probe.task for probe in evaluator.tasks]
-    outcomes: Outcomes = processes.from_main(lambda: outcomes_of(folder, [task.name for task in tasks], len(rows)))
+    if "other_reading" in sections:
+        sections["other_reading"]["summary"] = _summary_otherwise(sections, folder, config.evaluate.bootstrap)
+    outcomes: Outcomes = processes.from_main(lambda: outcomes_of(folder, sections["tasks"], len(rows)))
     flips = _flips(evaluator, outcomes)
+    accuracy, bootstrap = sections["accuracy"], config.evaluate.bootstrap
     after = parts.backbone.weights_sha256()
     routing = [row.get("routing") for row in rows] if method.per_task else None
     record = {
@@ -74,8 +78,10 @@ def run_record(
         "per_task": method.per_task.model_dump(mode="json") if method.per_task else None,
         "plugins": [plugin.model_dump(mode="json") for plugin in method.plugins],
         "split": config.evaluate.split,
-        "accuracy": sections["accuracy"],
-        "summary": _summary(sections["accuracy"]["matrix"], outcomes, config.evaluate.bootstrap) | flips["summary"],
+        "reading": config.evaluate.reading,
+        "accuracy": accuracy,
+        "summary": _summary(accuracy, outcomes, bootstrap) | flips["summary"],
+        **({"other_reading": sections["other_reading"]} if "other_reading" in sections else {}),
         "flips": flips["tasks"],
         "retention": sections["retention"],
         "drift": sections["drift"],
@@ -98,42 +104,81 @@ def run_record(
     return with_metrics(RunRecord.model_validate(jsonable(record)), find_metrics(config.evaluate.metrics))
 
 
-def outcomes_of(folder: RunFolder, tasks: Sequence[str], rows: int) -> Outcomes:
-    """Right and wrong answers to the stream's questions, from the predictions."""
+def outcomes_of(folder: RunFolder, tasks: Sequence[str], rows: int, reading: str | None = None) -> Outcomes:
+    """Right and wrong answers to the stream's questions, from the predictions, in one of the readings (None: the headline)."""
     outcomes = []
     for i in range(rows):
         found: dict[str, list[float]] = {task: [] for task in tasks}
         for p in read_jsonl(folder.answers(i)):
             if p["set"] == "task":
-                found[p["task"]].append(float(p["outcome"] == "right"))
+                judged = p if reading is None else p["readings"][reading]
+                found[p["task"]].append(float(judged["outcome"] == "right"))
         outcomes.append(list(found.values()))
     return outcomes
 
 
 def _sections(evaluator: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    views = ("as_used", "weights_alone")
+    unanswered = rows[0].get("untrained_unanswered")
+    others = [r["other_reading"] for r in rows if "other_reading" in r]
     return {
         "tasks": [probe.task.name for probe in evaluator.tasks],
         "accuracy": {
-            "matrix": [r["accuracy"]["values"] for r in rows],
-            "n": rows[0]["accuracy"]["n"],
-            "intervals": [r["accuracy"]["intervals"] for r in rows],
-            "unanswered": [r["accuracy"]["unanswered"] for r in rows],
+            **_matrix([r["accuracy"] for r in rows]),
             "untrained": rows[0]["untrained"],
             "by": [r["accuracy"]["by"] for r in rows],
+            **({} if unanswered is None else {"untrained_unanswered": unanswered}),
         },
-        "retention": {
-            "families": [probe.name for probe in evaluator.families],
-            "same_family": evaluator.same_family,
-            **{view: [r["retention"][view] for r in rows] for view in views},
-        },
-        "drift": {view: [r["drift"][view] for r in rows] for view in views},
+        "retention": _retention(evaluator, rows),
+        "drift": {view: [r["drift"][view] for r in rows] for view in VIEWS},
+        # Rows of an earlier version were read once: then there is no whole second matrix.
+        **({"other_reading": _otherwise(evaluator, rows[0], others)} if len(others) == len(rows) else {}),
     }
 
 
-def _summary(matrix: Sequence[Sequence[float]], outcomes: Outcomes, bootstrap: int) -> dict[str, Any]:
+def _matrix(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    asked = [r["n"] for r in rows]
+    return {
+        "matrix": [r["values"] for r in rows],
+        "n": rows[0]["n"],
+        "intervals": [r["intervals"] for r in rows],
+        "unanswered": [r["unanswered"] for r in rows],
+        **({} if all(n == asked[0] for n in asked) else {"asked": asked}),
+    }
+
+
+def _retention(evaluator: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "families": [probe.name for probe in evaluator.families],
+        "same_family": evaluator.same_family,
+        **{view: [r["retention"][view] for r in rows] for view in VIEWS},
+    }
+
+
+def _otherwise(evaluator: Any, first: Row, others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows in the reading that is not the headline."""
+    untrained = {"untrained": first["untrained_otherwise"], "untrained_unanswered": first["untrained_unanswered_otherwise"]}
+    return {
+        "reading": others[0]["reading"],
+        "accuracy": {**_matrix([other["accuracy"] for other in others]), **untrained},
+        "retention": _retention(evaluator, others),
+    }
+
+
+def _summary(accuracy: Mapping[str, Any], outcomes: Outcomes, bootstrap: int) -> dict[str, Any]:
     intervals = summary_intervals(outcomes, bootstrap)
-    return summary(matrix) | {f"{name}_interval": list(interval) if interval else None for name, interval in intervals.items()}
+    return {
+        **summary(accuracy["matrix"]),
+        **{f"{name}_interval": list(interval) if interval else None for name, interval in intervals.items()},
+        **unanswered_shares(accuracy["unanswered"], accuracy["n"]),
+    }
+
+
+def _summary_otherwise(sections: Mapping[str, Any], folder: RunFolder, bootstrap: int) -> dict[str, Any]:
+    """The summary in the reading that is not the headline."""
+    other, tasks = sections["other_reading"], sections["tasks"]
+    rows = len(other["accuracy"]["matrix"])
+    outcomes = processes.from_main(lambda: outcomes_of(folder, tasks, rows, other["reading"]))
+    return _summary(other["accuracy"], outcomes, bootstrap)
 
 
 def _flips(evaluator: Any, outcomes: Outcomes) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Three questions are asked of every trained method, as used: is it better on the stream's tasks than the base's
 zero-shot CoT, has it lost what it had learned, and has it lost what the base could do? A difference is claimed
-only if its interval leaves zero out; otherwise the sentence says that none was shown.
+only if its interval leaves zero out; otherwise the sentence says that none was shown. Where more than a third of
+the answers on one of its sides are unanswered, none is claimed: the sentence says so instead.
 
 The differences are paired: the same test examples are answered before and after, and where the predictions are
 on the disk their outcomes are matched one by one (Miller, arXiv 2411.00640, section 4.2). Forgetting is asked
@@ -13,17 +14,18 @@ which noise alone pushes above zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from cl_softcot.results import kept
-from cl_softcot.results.folder import ExperimentFolder, RunFolder
 from cl_softcot.results.reading import by_method
 from cl_softcot.results.record import RunRecord
+from cl_softcot.results.unanswered import Cell, Unanswered, of_the_base, unanswered
 
+BASES_ANSWERS = "the base's answers"
 DRAWS = 10_000
 SOLVED = 0.8  # a task that the base answers this well without training counts as solved zero-shot
 
@@ -38,6 +40,7 @@ class Change:
         identical: every single example came out the same, so the difference is zero without any uncertainty.
         paired: the outcomes were matched example by example (False: only their counts were known, which gives
             a wider interval).
+        unanswered_before, unanswered_after: of the answers on either side; None where nobody knows.
     """
 
     method: str
@@ -49,6 +52,17 @@ class Change:
     n: int
     identical: bool
     paired: bool
+    unanswered_before: Unanswered | None = None
+    unanswered_after: Unanswered | None = None
+
+    @property
+    def untold(self) -> str:
+        """Why no difference is claimed, whatever its interval; empty where one may be."""
+        sides = (
+            (self.unanswered_after, "its answers at the end"),
+            (self.unanswered_before, "its answers right after their turn"),
+        )
+        return next((found.of(whose) for found, whose in sides if found and found.too_many), "")
 
     @property
     def sign(self) -> int:
@@ -72,14 +86,17 @@ def sentence(results: Sequence[RunRecord], *, full: bool = False, level: float =
     alpha = (1 - level) / len(trained)
     lines: list[str] = []
     asked: list[_Question] = []
+    compared: list[Change] = []
     for question in _QUESTIONS:
-        found = [_change(m, runs, question.strata, alpha, seed) for m, runs in trained.items()]
-        changes = sorted((c for c in found if c), key=lambda c: c.value)
+        found = [(_change(m, runs, question.strata, alpha, seed), runs) for m, runs in trained.items()]
+        changes = sorted((_with_unanswered(c, runs, question.strata) for c, runs in found if c), key=lambda c: c.value)
         if changes and not (question.last_resort and any(q.about_retention for q in asked)):
             lines.append(_line(question, changes, full))
             asked.append(question)
-            note = _note(changes, len(trained), level)
-    return "\n".join([*lines, note]) if lines else "The results hold nothing that could be compared with the base."
+            compared = ([] if question.of_the_base(changes) else [c for c in changes if not c.untold]) or compared
+    if not lines:
+        return "The results hold nothing that could be compared with the base."
+    return "\n".join([*lines, *([_note(compared, len(trained), level)] if compared else [])])
 
 
 # --- the questions: which outcomes before are compared with which after ----------------------------------
@@ -127,6 +144,12 @@ class _Question:
     shows_base: bool = True
     about_retention: bool = False
     last_resort: bool = False  # only asked where the families cannot be told apart
+    from_base: bool = True  # what is before is the base, the same for every method
+
+    def of_the_base(self, changes: Sequence[Change]) -> Unanswered | None:
+        """The base's answers, where too many of them are unanswered to compare anything with it."""
+        before = next((c.unanswered_before for c in changes if c.unanswered_before), None) if self.from_base else None
+        return before if before and before.too_many else None
 
 
 _QUESTIONS = (
@@ -135,6 +158,7 @@ _QUESTIONS = (
     _Question(
         "Earlier tasks at the end, against right after their turn",
         _forgetting, up="improved", down="forgotten", same="every outcome as it was", shows_base=False,
+        from_base=False,
     ),
     _Question("Retention as used, families that the stream never touches", _retention("unrelated"), about_retention=True),
     _Question(
@@ -152,12 +176,8 @@ def read_outcomes(run_folder: str | Path, row: int) -> dict[tuple[str, str], dic
     """The outcomes in `predictions/row_<row>.jsonl`, or those that were kept of them, as `{(set, name): {example id: right?}}`;
     {} without either.
     """
-    run = Path(run_folder)
-    folder = RunFolder(run)
-    study = ExperimentFolder(run.parent.parent)
-    places = (folder.answers(row), folder.outcomes, study.packed)
-    place = next((path for path in places if path.exists()), None)
-    return _read_outcomes(run, row, place.stat().st_mtime_ns) if place else {}
+    written = kept.written(run_folder, row)
+    return {} if written is None else _read_outcomes(Path(run_folder), row, written)
 
 
 @lru_cache(maxsize=1024)  # each of several questions asks for the same rows
@@ -204,6 +224,15 @@ def _change(
         identical=identical,
         paired=all(part.paired for part in parts),
     )
+
+
+def _with_unanswered(change: Change, runs: Sequence[RunRecord], strata: Callable[[RunRecord], list[Stratum]]) -> Change:
+    """The change, with what is unanswered of its answers: before, where those of the base count once, and after."""
+    before: Callable[[RunRecord], list[Cell]] = lambda run: [(kind, row, name) for kind, row, name, _ in strata(run)]  # noqa: E731
+    after: Callable[[RunRecord], list[Cell]] = lambda run: [(kind, row, name) for kind, _, name, row in strata(run)]  # noqa: E731
+    is_base = all(row == 0 for run in runs for _, row, _, _ in strata(run))
+    counted = (of_the_base if is_base else unanswered)(runs, before)
+    return replace(change, unanswered_before=counted, unanswered_after=unanswered(runs, after))
 
 
 @dataclass(frozen=True)
@@ -278,16 +307,23 @@ def _unpaired(run: RunRecord, stratum: Stratum, rng: np.random.Generator) -> _Ru
 
 
 def _line(question: _Question, changes: Sequence[Change], full: bool) -> str:
+    base = f"base {changes[0].before:.3f}, " if question.shows_base else ""
+    of_the_base = question.of_the_base(changes)
+    if of_the_base:
+        start = f"{question.title} ({base}n = {changes[0].n})"
+        return f"{start}: not compared: {of_the_base.of(BASES_ANSWERS)}."
+    told = [c for c in changes if not c.untold]
     groups = (
-        (question.down, [c for c in changes if c.sign < 0]),
-        (question.up, [c for c in reversed(changes) if c.sign > 0]),
-        ("no difference shown", [c for c in changes if c.sign == 0 and not c.identical]),
+        (question.down, [c for c in told if c.sign < 0]),
+        (question.up, [c for c in reversed(told) if c.sign > 0]),
+        ("no difference shown", [c for c in told if c.sign == 0 and not c.identical]),
     )
     parts = [f"{word}: {_listed(group, full)}" for word, group in groups if group]
-    exact = [c.method for c in changes if c.identical]
+    exact = [c.method for c in told if c.identical]
     if exact:
         parts.append(f"{question.same}: {', '.join(exact)}")
-    base = f"base {changes[0].before:.3f}, " if question.shows_base else ""
+    untold = [f"{c.method} ({c.untold})" for c in changes if c.untold]
+    parts += [f"not compared: {', '.join(untold)}"] if untold else []
     return f"{question.title} ({base}n = {changes[0].n}): {'; '.join(parts)}."
 
 

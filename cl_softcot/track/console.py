@@ -20,6 +20,17 @@ from cl_softcot.results.colors import GREYS, palette
 from cl_softcot.results.headline import Means, drift_title, method_numbers, spread
 from cl_softcot.results.reading import by_method
 from cl_softcot.results.record import RunRecord, whole
+from cl_softcot.results.two_readings import readings_of
+from cl_softcot.results.unanswered import (
+    Unanswered,
+    base,
+    final,
+    of_the_base,
+    own_turns,
+    retention_base,
+    retention_final,
+    unanswered,
+)
 from cl_softcot.track.conclusion import sentence
 
 __all__ = ["ProgressDisplay", "final_table", "print_results", "sentence", "table_markdown", "table_text"]
@@ -232,12 +243,29 @@ _ROUTING = ("routing", "routed\nright\n↑", "share")
 
 
 def columns_of(results: Iterable[RunRecord]) -> list[tuple[str, str, str]]:
-    """``COLUMNS``, and what only some experiments have: routing, and metrics of their own."""
+    """``COLUMNS``, and what only some experiments have: a second reading that says something else, routing, metrics of their
+    own."""
     results = list(results)
+    columns = [part for column in COLUMNS[:6] for part in (column, *_otherwise(results, column[0]))]
     routed = [_ROUTING] if any(r.routing_accuracy for r in results) else []
     meanings = {name: meaning for r in results for name, meaning in (r.metrics or {}).items()}
     own = [(f"summary/{name}", _own_header(name, meaning.direction), "share") for name, meaning in meanings.items()]
-    return [*COLUMNS[:6], *own, *routed, *COLUMNS[6:]]
+    return [*columns, *own, *routed, *COLUMNS[6:]]
+
+
+def _otherwise(results: Sequence[RunRecord], key: str) -> list[tuple[str, str, str]]:
+    """What stands beside a column of the headline where the two readings of the answers differ."""
+    readings = readings_of(results)
+    if not readings or not readings.differ:
+        return []
+    beside = {
+        "accuracy": [
+            ("accuracy_otherwise", f"accuracy,\n{readings.other}\n↑", "share"),
+            ("unanswered", f"unanswered\n{readings.headline}/\n{readings.other} ↓", "unanswered"),
+        ],
+        "retention": [("retention_otherwise", f"retention\nas used,\n{readings.other} ↑", "share")],
+    }
+    return beside.get(key, [])
 
 
 def _own_header(name: str, direction: str) -> str:
@@ -344,6 +372,9 @@ def legend(results: Sequence[RunRecord]) -> str:
         parts.append("routed right: the stream's questions that go to their own task's copy, at the end")
     own = {name: meaning for r in results for name, meaning in (r.metrics or {}).items()}
     parts += [f"{name}: {m.formula} ({m.unit}, {m.direction}; {m.source})" for name, m in own.items()]
+    readings = readings_of(results)
+    if readings:
+        parts.append(readings.in_words())
     if _several(results):
         parts.append("±: standard deviation over n runs (seeds and task orders)")
     return "; ".join(parts) + "."
@@ -357,7 +388,7 @@ def _several(results: Iterable[RunRecord]) -> bool:
 class _Row:
     name: str
     n: str
-    cells: list[tuple[str, str]]  # (number, ± deviation or "") per column
+    cells: list[tuple[str, ...]]  # (number, ± deviation or "", and what is said beside it) per column
     color: str
     failed: bool = False
 
@@ -370,12 +401,24 @@ def _rows(results: Sequence[RunRecord], failed: Mapping[str, str]) -> list[_Row]
         rows.append(_base_row(results))
     for name, runs in groups.items():
         values = method_numbers(runs)
-        cells = [_format(values, key, kind) for key, _, kind in columns]
+        remarks = {key: unanswered(runs, cells) for key, cells in _CELLS.items()}
+        cells = [_with_remark(_format(values, key, kind), remarks.get(key)) for key, _, kind in columns]
         rows.append(_Row(name, str(len(runs)), cells, colors[name]))
     for name in failed:
         if name not in groups:
             rows.append(_Row(name, "", [("", "")] * len(columns), colors[name], failed=True))
     return rows
+
+
+# Columns that are accuracies, and the answers that they are made of.
+_CELLS = {"accuracy": final, "learned": own_turns, "retention": retention_final}
+
+
+def _with_remark(cell: tuple[str, str], found: Unanswered | None) -> tuple[str, ...]:
+    """A number, and beside it that too many of its answers are unanswered; in two parts, for narrow columns."""
+    if found is None or not found.too_many or cell[0] == "–":
+        return cell
+    return *cell, f"({found.count} of {found.questions}", "unanswered)"
 
 
 def _base_row(results: Sequence[RunRecord]) -> _Row:
@@ -384,10 +427,27 @@ def _base_row(results: Sequence[RunRecord]) -> _Row:
     columns = columns_of(results)
     values: dict[str, Means | None] = dict.fromkeys(key for key, _, _ in columns)
     values["accuracy"] = spread([sum(row) / len(row)])
+    values |= _base_otherwise(results[0])
     values["retention"] = spread([kept.all if kept else None])
     values["parameters"] = Means(0.0, None, 1)
     values["drift"] = Means(0.0, None, 1)
-    return _Row("base, zero-shot CoT", "", [_format(values, key, kind) for key, _, kind in columns], GREYS[0])
+    remarks = {key: of_the_base(results, cells) for key, cells in (("accuracy", base), ("retention", retention_base))}
+    cells = [_with_remark(_format(values, key, kind), remarks.get(key)) for key, _, kind in columns]
+    return _Row("base, zero-shot CoT", "", cells, GREYS[0])
+
+
+def _base_otherwise(result: RunRecord) -> dict[str, Means | None]:
+    """The base's numbers in the reading that is not the headline."""
+    other = result.other_reading
+    if other is None:
+        return {}
+    row, kept = whole(other.accuracy.matrix[0]), other.retention_row("as_used", 0)
+    return {
+        "accuracy_otherwise": spread([sum(row) / len(row)]),
+        "retention_otherwise": spread([kept.all if kept else None]),
+        "unanswered": spread([result.summary.get("unanswered/base")]),
+        "unanswered_otherwise": spread([other.summary.get("unanswered/base")]),
+    }
 
 
 def _format(values: Mapping[str, Means | None], key: str, kind: str) -> tuple[str, str]:
@@ -395,6 +455,9 @@ def _format(values: Mapping[str, Means | None], key: str, kind: str) -> tuple[st
         learn, evaluate = values.get("train_seconds"), values.get("evaluate_seconds")
         parts = [f"{x.mean:.0f}" if x else "–" for x in (learn, evaluate)]
         return ("–", "") if learn is None and evaluate is None else ("+".join(parts), "")
+    if kind == "unanswered":
+        shares = (values.get("unanswered"), values.get("unanswered_otherwise"))
+        return "/".join(f"{x.mean:.2f}" if x else "–" for x in shares), ""
     value = values.get(key)
     if value is None:
         return "–", ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def write_predictions(run_folder: str | Path, result: RunRecord) -> list[Path]:
     """Writes `predictions.html` and `predictions.json` into the run folder, from its `predictions/`.
 
     Each has the first examples of every task and retention family, with the text written before the first
-    experience (row 0, the base) and after the last. Right answers that were lost come first.
+    experience (row 0, the base) and after the last. Right answers that were lost come first. Where the answers were
+    read twice both verdicts are shown; the headline's gives the colour.
 
     Returns:
         The files; [] if there are no predictions.
@@ -44,14 +45,21 @@ def write_predictions(run_folder: str | Path, result: RunRecord) -> list[Path]:
     chosen = {key: sorted(pairs[:PER_TASK], key=_lost_first) for key, pairs in groups.items()}
     page, table = RunFolder(folder).predictions_page, RunFolder(folder).predictions_table
     atomic_write_text(page, _page(result, groups, chosen))
-    rows = [_row(_label(*key), old, new) for key, pairs in chosen.items() for old, new in pairs]
-    atomic_write_json(table, {"columns": list(_COLUMNS), "data": rows})
+    others = sorted({reading for line in after.values() for reading in _otherwise(line)})
+    rows = [_row(_label(*key), old, new, others) for key, pairs in chosen.items() for old, new in pairs]
+    columns = [*_COLUMNS, *(f"{who}, {reading}" for reading in others for who in ("base", "model"))]
+    atomic_write_json(table, {"columns": columns, "data": rows})
     return [page, table]
 
 
 def _read(folder: Path, row: int) -> dict[tuple[str, str, str], dict[str, Any]]:
     lines = read_jsonl(RunFolder(folder).answers(row), missing_ok=True)
     return {(str(line.get("set", "task")), line["task"], str(line["id"])): line for line in lines}
+
+
+def _otherwise(line: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The verdicts of both readings, {reading: {"outcome", "answer"}}; empty where the answer was read once."""
+    return dict(line.get("readings") or {})
 
 
 def _lost_first(pair: tuple[dict[str, Any], dict[str, Any]]) -> int:
@@ -64,10 +72,11 @@ def _label(kind: str, name: str) -> str:
     return f"retention: {name}" if kind == "retention" else name
 
 
-def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]:
+def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any], readings: Sequence[str]) -> list[Any]:
     return [
         name, new.get("question", ""), new.get("gold", ""),
         old.get("text", ""), old.get("outcome", ""), new.get("text", ""), new.get("outcome", ""),
+        *(_otherwise(line).get(reading, {}).get("outcome", "") for reading in readings for line in (old, new)),
     ]  # fmt: skip
 
 
@@ -77,7 +86,7 @@ def _page(result: RunRecord, groups: Mapping[Any, Any], chosen: Mapping[Any, Any
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1 style='font-size:18px'>{html.escape(title)}</h1>",
         f"<small>Stream: {html.escape(' > '.join(result.tasks))}. The first {PER_TASK} examples of each set; "
-        "among them, right answers that were lost come first.</small>",
+        f"among them, right answers that were lost come first.{_headline(result)}</small>",
     ]
     for (kind, name), pairs in chosen.items():
         everything = groups[kind, name]
@@ -93,11 +102,21 @@ def _page(result: RunRecord, groups: Mapping[Any, Any], chosen: Mapping[Any, Any
     return "\n".join(parts) + "\n"
 
 
+def _headline(result: RunRecord) -> str:
+    return f" Colours: the {html.escape(result.headline)} reading, the headline." if result.other_reading else ""
+
+
 def _html_row(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     def cell(value: Any, kind: str = "") -> str:
         return f"<td class='{html.escape(kind)}'>{html.escape(str(value))}"
 
-    return (
-        f"<tr>{cell(new.get('question', ''))}{cell(new.get('gold', ''), 'a')}"
-        f"{cell(old.get('text', ''), old.get('outcome', ''))}{cell(new.get('text', ''), new.get('outcome', ''))}</tr>"
-    )
+    def written(line: Mapping[str, Any]) -> str:
+        verdicts = html.escape("; ".join(_said(reading, verdict) for reading, verdict in _otherwise(line).items()))
+        return cell(line.get("text", ""), line.get("outcome", "")) + (f"<br><small>{verdicts}</small>" if verdicts else "")
+
+    return f"<tr>{cell(new.get('question', ''))}{cell(new.get('gold', ''), 'a')}{written(old)}{written(new)}</tr>"
+
+
+def _said(reading: str, verdict: Mapping[str, Any]) -> str:
+    answer = verdict.get("answer")
+    return f"{reading}: {verdict['outcome']}" + ("" if answer is None else f" ({answer})")

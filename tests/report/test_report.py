@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import run_fakes
 from plain_numbers import Plain, read_report
+from printed_report import problems
 from report_fakes import METHODS, REFERENCE, TASKS, edit_result, write_study
 
 from cl_softcot.report.__main__ import main
@@ -159,6 +160,25 @@ def test_verdicts_need_their_corrected_p(written):
         assert (line["verdict"] == "no difference shown") == (float(line["p (Holm)"]) >= 0.05), line
     coconut = next(line for line in lines if line["measure"].startswith("KL(base") and line["method"] == "full_coconut")
     assert coconut["verdict"] == "zero_shot_cot better" and float(coconut["difference"]) > 0  # lower drift is better
+
+
+def test_no_verdict_rests_on_what_is_unanswered(tmp_path, undrawn):
+    """Of a base that answers nothing, and of a method whose answers about the base's abilities are mostly none."""
+    folder = write_study(tmp_path / "study", {m: METHODS[m] for m in ("zero_shot_cot", "full_coconut", "full_cot")})
+    for run in sorted((folder / "runs").iterdir()):
+        base, silent = 24 if "zero_shot" in run.name else 0, 8 if "full_cot" in run.name else 0
+        kept = json.loads((run / "result.json").read_text())["retention"]["as_used"]
+        rows = [{**row, "unanswered": dict.fromkeys(row["families"], silent if i == 3 else 0)} for i, row in enumerate(kept)]
+        edit_result(run, accuracy={"unanswered": [[24] * 3, *[[base] * 3] * 3]}, retention={"as_used": rows})
+    assert report(folder, "--no-mlflow", "--output", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    lines = {line.split(" — ")[0]: line for line in text.splitlines() if " — " in line}
+    assert lines["ACC"] == "ACC — all not compared: 432 of 432 of zero_shot_cot's answers are unanswered."
+    assert "full_cot not compared: 96 of 144 of full_cot's answers are unanswered" in lines["retention, as used"]
+    assert "full_coconut not compared" not in lines["retention, as used"]
+    assert "(432 of 432 unanswered)" in text and "(96 of 144 unanswered)" in text
+    assert "the base on the stream's tasks (72 of 72 unanswered)" in text
+    assert not problems(tmp_path / "out")
 
 
 def test_the_control_can_be_chosen_and_the_written_control_stands_beside(study, tmp_path, undrawn):

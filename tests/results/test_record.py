@@ -112,7 +112,7 @@ def test_a_table_of_run_folders_is_that_of_their_kept_results(tmp_path):
     study = write_study(tmp_path / "study")
     table = load_results(study).to_dataframe()
     pandas.testing.assert_frame_equal(table, load_results(keep(study, tmp_path / "kept")).to_dataframe())
-    columns = ["method", "order", "seed", "experience", "task", "measure", "value", "low", "high", "n"]
+    columns = ["method", "order", "seed", "experience", "task", "measure", "value", "low", "high", "n", "reading"]
     assert list(table.columns) == columns and not table.value.isna().any()
     keys = ["method", "order", "seed", "experience", "task", "measure"]
     assert not table.duplicated(keys).any(), "a number has one row"

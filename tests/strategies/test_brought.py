@@ -62,6 +62,8 @@ class _Task:
     def judge(example, text):
         return Verdict("wrong", None)
 
+    judge_flexibly = judge
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_every_turn_the_fingerprint_is_another_and_answers_are_asked_again(kind, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from cl_softcot.report.content import Cell, Number, Style, Table, is_known
 from cl_softcot.report.measures import Path, at, mean_at
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.report.unanswered import NOT_COMPARED
 
 
 def measured(study: Study, name: str, *inside: str) -> dict[str, list[Result]]:
@@ -38,13 +39,20 @@ def rows_of(by_method: Mapping[str, Sequence[Result]], name: str) -> list[str]:
     return sorted(found, key=int)
 
 
-def verdicts(ways: Mapping[str, int | None], start: str, below: str, above: str) -> str:
-    """A sentence of the methods whose difference is below 0 (-1), above it (1), not shown (0), or not tested (None)."""
+def verdicts(ways: Mapping[str, int | None], start: str, below: str, above: str, untold: Mapping[str, str] | None = None) -> str:
+    """A sentence of the methods whose difference is below 0 (-1), above it (1), not shown (0), or not tested (None).
+
+    Args:
+        untold: methods that are not compared, and why.
+    """
+    reasons = {method: reason for method, reason in (untold or {}).items() if reason and method in ways}
+    ways = {method: way for method, way in ways.items() if method not in reasons}
     said = {way: [method for method, found in ways.items() if found == way] for way in (-1, 1, 0, None)}
     parts = [f"{words}: {', '.join(said[way])}" for way, words in ((-1, below), (1, above)) if said[way]]
     if said[0]:
         parts.append(f"no difference shown: {', '.join(said[0]) if parts else 'all methods' if len(ways) > 1 else said[0][0]}")
     parts += [f"not tested, of one run: {', '.join(said[None])}"] if said[None] and parts else []
+    parts += [f"{method} {NOT_COMPARED}: {reason}" for method, reason in reasons.items()]
     return f"{start} — {'; '.join(parts)}." if parts else ""
 
 

@@ -48,7 +48,11 @@ def _in_words(found: list[Contrast], control: str) -> list[str]:
             f"worse than {control}": [c.a for c in mine if c.verdict == f"{c.b} better"],
         }
         parts = [f"{words}: {', '.join(names)}" for words, names in said.items() if names]
-        for words, rest in (("no difference shown", [c for c in mine if not c.shown and c.verdict != UNTESTED]),
+        untold = [c for c in mine if not c.compared]
+        for reason in dict.fromkeys(c.verdict for c in untold):
+            names = [c.a for c in untold if c.verdict == reason]
+            parts.append(f"{'all' if len(names) == len(mine) else ', '.join(names)} {reason}")
+        for words, rest in (("no difference shown", [c for c in mine if c.compared and not c.shown and c.verdict != UNTESTED]),
                             (UNTESTED, [c for c in mine if c.verdict == UNTESTED])):  # fmt: skip
             parts += [f"{words}: {'all' if len(rest) == len(mine) else 'the others'}"] if rest else []
         lines.append(f"{measure.title} — {'; '.join(parts)}.")

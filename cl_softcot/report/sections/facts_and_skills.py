@@ -10,6 +10,8 @@ from cl_softcot.report.contrasts import Within, within
 from cl_softcot.report.measures import Path, at
 from cl_softcot.report.sections._diagnostics import leaf, measured, rows_of, verdicts
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.report.unanswered import why_not
+from cl_softcot.results.unanswered import final_of_earlier, own_turns_of_earlier, retention_base, retention_final
 
 DIAGNOSTIC = "facts_and_skills"
 SETS = {
@@ -17,6 +19,7 @@ SETS = {
     "own_abilities": "the base's own abilities, since before learning",
     "unrelated": "of these, without the families of the stream",
 }
+RESTS_ON = dict.fromkeys(SETS, (retention_base, retention_final)) | {"learned": (own_turns_of_earlier, final_of_earlier)}
 KINDS = {"facts": "facts", "skill": "skills", "unsaid": "tasks that do not say"}
 
 
@@ -35,6 +38,7 @@ def section(study: Study) -> Section | None:
                 f"Of {what}",
                 "facts lost more than skills",
                 "skills lost more than facts",
+                {method: why_not(runs, RESTS_ON[part], method) for method, runs in by_method.items()},
             )  # fmt: skip
         )
     rows = [line for line in rows if any(is_known(cell) for cell in line[2:])]

@@ -9,8 +9,9 @@ from typing import Any
 from cl_softcot.law.fit import DIRECTIONS, FORMS, fit_law
 from cl_softcot.law.points import INPUTS, OUTCOMES, VIEWS, Point, moved, points_of
 from cl_softcot.report import drawing
-from cl_softcot.report.content import Cell, Figure, Missing, Number, Section, Table
+from cl_softcot.report.content import Block, Cell, Figure, Missing, Number, Section, Table, Text
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.report.unanswered import RESTS_ON, why_not
 
 TITLES = {"forward_kl": "KL(base‖model)", "reverse_kl": "KL(model‖base)"}
 LINES = {"quadratic": ("-", "quadratic"), "monotone": (":", "monotone")}
@@ -41,7 +42,17 @@ def section(study: Study) -> Section | None:
     table = Table(f"{study.name}-law-fit", "How much of forgetting drift explains", _FITS, _fits(study, group, runs), 2, [note])
     left = _left_out(study, group, runs)
     apart = Table(f"{study.name}-law-left-out", "Each method predicted from the others", _LEFT_OUT, left) if left else None
-    return Section("Drift against forgetting", [figure, table, *filter(None, [apart, _matched(study, group, runs)])])
+    untold = _untold(study, group)
+    blocks: list[Block] = [*untold, figure, table, *filter(None, [apart, _matched(study, group, runs)])]
+    return Section("Drift against forgetting", blocks)
+
+
+def _untold(study: Study, group: Mapping[str, Any]) -> list[Text]:
+    """Whose points say nothing of forgetting, for too many of their answers are unanswered."""
+    sets = RESTS_ON["retention/as_used/lost" if group["outcome"] == "base_abilities" else "bwt/gem"]
+    found = [why_not(runs, sets, method) for method, runs in study.by_method.items() if any(run.trained for run in runs)]
+    reasons = list(dict.fromkeys(filter(None, found)))
+    return [Text(f"Not to be read as forgetting: {'; '.join(reasons)}.")] if reasons else []
 
 
 def _points(study: Study) -> tuple[list[Point], dict[str, Result]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cl_softcot.report.content import Block, Cell, Missing, Number, Section, Table, Text
 from cl_softcot.report.measures import (  # fmt: skip
@@ -14,19 +15,25 @@ from cl_softcot.report.measures import (  # fmt: skip
     RETENTION,
     RETENTION_ALONE,
     ROUTING,
+    UNANSWERED,
     drift,
     interquartile,
     mean,
     mean_at,
     note_on_intervals,
+    otherwise,
     own_measures,
 )
 from cl_softcot.report.studies import Study
+from cl_softcot.report.unanswered import told
+from cl_softcot.results.two_readings import Readings, readings_of
 
 
 def section(study: Study) -> Section:
     conventions = _conventions(study)
-    return Section("What was learned, forgotten and kept", [_outcomes(study), *conventions, _kept(study)])
+    untold = told(study.by_method)
+    blocks: list[Block] = [*([Text(untold)] if untold else []), _outcomes(study), *conventions, _kept(study)]
+    return Section("What was learned, forgotten and kept", blocks)
 
 
 def _colors(study: Study) -> list[str | None]:
@@ -34,16 +41,18 @@ def _colors(study: Study) -> list[str | None]:
 
 
 def _outcomes(study: Study) -> Table:
-    head, rows = _columns(study)
-    notes = [note_on_intervals(study), _LEGEND, *_own_meanings(study)]
+    readings = readings_of(study.runs)
+    head, rows = _columns(study, readings.other if readings and readings.differ else None)
+    notes = [note_on_intervals(study), _LEGEND, *_notes_on(study, readings), *_own_meanings(study)]
     return Table(f"{study.name}-main", "Main table, as used", head, rows, notes=notes, colors=_colors(study))
 
 
 def side_by_side(studies: Sequence[Study]) -> Table:
     """The main tables of several studies that were measured alike, in one."""
     rows: list[list[Cell]] = []
+    readings = readings_of(run for study in studies for run in study.runs)
     for study in studies:
-        head, own = _columns(study)
+        head, own = _columns(study, readings.other if readings and readings.differ else None)
         rows += [[study.name, *row] for row in own]
     notes = [*dict.fromkeys(f"{study.name}: {note_on_intervals(study)}" for study in studies), _LEGEND]
     return Table("side-by-side", "All studies that were measured alike, as used", ["study", *head], rows, 2, notes)
@@ -55,14 +64,31 @@ def _own_meanings(study: Study) -> list[str]:
     return [f"{name}: {m.formula} ({m.unit}, {m.direction}; {m.source})." for name, m in found.items()]
 
 
-def _columns(study: Study) -> tuple[list[str], list[list[Cell]]]:
-    """Head and rows of the main table."""
-    columns = (ACC, LEARNED, BWT, FORGETTING, RETENTION, drift(study, "forward_kl"), *own_measures(study))
+def _notes_on(study: Study, readings: Readings | None) -> list[str]:
+    """Which reading of the answers the numbers stand on, where they were read twice."""
+    if readings is None:
+        return []
+    said = readings.in_words()
+    if not readings.differ:
+        shares = [mean(study, runs, UNANSWERED).value for runs in study.by_method.values()]
+        most = max((share for share in shares if share is not None), default=0.0)
+        said += f" (at the end at most {most:.3f} of a method's answers are unanswered)"
+    return [f"{said[0].upper()}{said[1:]}."]
+
+
+def _columns(study: Study, other: str | None) -> tuple[list[str], list[list[Cell]]]:
+    """Head and rows of the main table; with the numbers in the ``other`` reading of the answers beside those of the headline."""
+    beside = lambda *measures: [otherwise(m, other) for m in measures] if other else []  # noqa: E731
+    shares = [replace(UNANSWERED, title=f"unanswered, {study.runs[0].headline}"), *beside(UNANSWERED)] if other else []
+    first = [ACC, *beside(ACC)]
+    judged = [one for measure in (LEARNED, BWT, FORGETTING, RETENTION) for one in (measure, *beside(measure))]
+    others = [*judged, *shares, drift(study, "forward_kl"), *own_measures(study)]
     rows: list[list[Cell]] = []
     for method, runs in study.by_method.items():
-        numbers: list[Cell] = [mean(study, runs, measure) for measure in columns]
-        rows.append([method, str(len(runs)), numbers[0], interquartile(study, runs), *numbers[1:]])
-    return ["method", "n", ACC.head, "IQM ↑", *(measure.head for measure in columns[1:])], rows
+        numbers: list[list[Cell]] = [[mean(study, runs, measure) for measure in some] for some in (first, others)]
+        rows.append([method, str(len(runs)), *numbers[0], interquartile(study, runs), *numbers[1]])
+    heads = [[measure.head for measure in some] for some in (first, others)]
+    return ["method", "n", *heads[0], "IQM ↑", *heads[1]], rows
 
 
 _LEGEND = (

@@ -10,6 +10,8 @@ from cl_softcot.report.contrasts import within
 from cl_softcot.report.measures import Path, at, mean_at
 from cl_softcot.report.sections._diagnostics import leaf, measured, rows_of, verdicts
 from cl_softcot.report.studies import Result, Study
+from cl_softcot.report.unanswered import why_not
+from cl_softcot.results.unanswered import final_of_earlier
 
 DIAGNOSTIC = "relearning"
 NOTE = (
@@ -30,7 +32,8 @@ def section(study: Study) -> Section | None:
     row = rows_of(by_method, DIAGNOSTIC)[-1]
     steps = at(next(iter(by_method.values()))[0], _place(row, "steps"))
     lines, ways = _over_tasks(study, by_method, row)
-    words = verdicts(ways, "What is left of the earlier tasks, against the control", "less", "more")
+    untold = {method: why_not(runs, (final_of_earlier,), method) for method, runs in by_method.items()}
+    words = verdicts(ways, "What is left of the earlier tasks, against the control", "less", "more", untold)
     head = ["method", *ROLES.values(), "lost", "regained", "regained by the control", "after: − control", "p (Holm)"]
     notes = [
         "Means over the earlier tasks of a run, then over runs. lost: now minus as learned; regained: after the steps minus now. "

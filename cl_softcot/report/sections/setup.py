@@ -39,7 +39,9 @@ def _evaluate(config: dict[str, Any]) -> str:
         "drift": "drift prompts a set",
     }
     parts = [f"{known[key]} {words}" for key, words in said.items() if known.get(key) is not None]
-    return ", ".join([*parts, f"at most {known['max_new_tokens']} new tokens" if "max_new_tokens" in known else ""]).strip(", ")
+    parts += [f"at most {known['max_new_tokens']} new tokens"] if "max_new_tokens" in known else []
+    parts += [f"{known['reading']} reading of the answers"] if "reading" in known else []
+    return ", ".join(parts)
 
 
 def _tasks(study: Study) -> Table:
