@@ -138,6 +138,10 @@ class Task(ABC):
         """Whether examples can be had now, without a network."""
         return True
 
+    def about(self) -> str | None:
+        """One line on what became of the rows that its data hold, and which revision of them it is; None: nothing to say."""
+        return None
+
     def why_not(self, split: Split) -> str:
         """The reason why a split is not offered."""
         return "it is for evaluation only"
