@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as listed
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -85,27 +86,37 @@ class Settings(TaskSettings):
 
 
 @dataclass
-class Counts:
-    """What became of the rows that were left out."""
+class LeftOut:
+    """How many rows there were, and the places of those that are no examples."""
 
     read: int = 0
-    duplicates: int = 0  # a question that was there before, with the same answer
-    conflicts: int = 0  # a question that has several answers
-    empty: int = 0  # no question or no answer
-    leaks: int = 0  # a question that also stands in another split, which keeps it
+    duplicates: list[str] = listed(default_factory=list)  # the question was there before, with the same answer
+    conflicts: list[str] = listed(default_factory=list)  # the question has several answers
+    empty: list[str] = listed(default_factory=list)  # no question or no answer
+    leaks: list[str] = listed(default_factory=list)  # the question also stands in another split, which keeps it
 
     def __str__(self) -> str:
-        return (
-            f"{self.duplicates} duplicates, {self.conflicts} conflicting (same question, another answer), {self.empty} empty, "
-            f"{self.leaks} that another split has too"
-        )
+        kinds = {
+            "duplicates": self.duplicates,
+            "conflicts (same question, another answer)": self.conflicts,
+            "empty": self.empty,
+            "that another split has too": self.leaks,
+        }
+        return ", ".join(f"{len(places)} {name}{_some(places)}" for name, places in kinds.items())
+
+
+def _some(places: Sequence[str]) -> str:
+    return f" [{', '.join(places[:3])}{', ...' if len(places) > 3 else ''}]" if places else ""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """``stated``: the split that it says it is of. ``empty``: what is missing, where it has no question or answer."""
+    """``gold``: the answer as the judge compares it. ``stated``: the split that it says it is of. ``empty``: what is said of it if
+    it has no question or no answer."""
 
     example: Example
+    where: str
+    gold: str
     stated: Split | None
     empty: Problem | None = None
 
@@ -156,8 +167,8 @@ class LocalFile(Task):
 
     def about(self) -> str:
         n = {split: len(self._by_split[split]) for split in SPLITS}
-        counts, s = self._read[1], self.settings
-        line = f"{counts.read} rows: {n['train']} train, {n['valid']} valid, {n['test']} test; left out: {counts}"
+        left, s = self._read[1], self.settings
+        line = f"{left.read} rows: {n['train']} train, {n['valid']} valid, {n['test']} test; left out: {left}"
         if s.hub is None:
             return line
         commits = {hub_commit(s.hub, s.config, name, s.revision) for name in self._hub_splits.values()}
@@ -208,44 +219,45 @@ class LocalFile(Task):
         return self._read[0]
 
     @cached_property
-    def _read(self) -> tuple[dict[Split, list[Example]], Counts]:
+    def _read(self) -> tuple[dict[Split, list[Example]], LeftOut]:
         """The examples of each split, and what became of the rows that are none. UserError for all that is wrong."""
-        found: dict[Split, list[Example]] = {split: [] for split in SPLITS}
-        counts, problems, own = Counts(), [], self._own
+        found: dict[Split, list[_Row]] = {split: [] for split in SPLITS}
+        left, problems, own = LeftOut(), [], self._own
         for split, records in self._sources():
             rows, wrong = self._rows(records, self.settings.split_field if split is None else None)
             full = [row for row in rows if row.empty is None]
             if not (full or wrong):  # then the fields are not what was meant
                 wrong = [row.empty for row in rows if row.empty] or [Problem("the file is empty", records.head)]
             problems += sorted(wrong, key=lambda problem: problem.line)
-            counts.read, counts.empty = counts.read + len(rows), counts.empty + len(rows) - len(full)
+            left.read += len(rows)
+            left.empty += [row.where for row in rows if row.empty]
             for row in full:
                 hashed = split_of("local", question_key(row.example.question))
                 where = split or row.stated or ("train" if len(own) == 2 else hashed)
-                found["train" if split is None and where in own else where].append(row.example)
+                found["train" if split is None and where in own else where].append(row)
         refuse(problems, self.name)
-        return self._distinct(found, counts), counts
+        return self._distinct(found, left), left
 
-    def _distinct(self, found: dict[Split, list[Example]], counts: Counts) -> dict[Split, list[Example]]:
+    def _distinct(self, found: dict[Split, list[_Row]], left: LeftOut) -> dict[Split, list[Example]]:
         """Each question once. One with several answers has none that could be trusted, wherever they stand. One that stands in
         two splits would be a leak: test keeps it, then valid, and training goes without."""
         answers: dict[str, set[str]] = {}
-        for example in (example for examples in found.values() for example in examples):
-            answers.setdefault(question_key(example.question), set()).add(self._read_in_gold(example.answer) or "")
+        for row in (row for rows in found.values() for row in rows):
+            answers.setdefault(question_key(row.example.question), set()).add(row.gold)
         kept: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         holder: dict[str, Split] = {}
         for split in ("test", "valid", "train"):
-            for example in found[split]:
-                key = question_key(example.question)
+            for row in found[split]:
+                key = question_key(row.example.question)
                 if len(answers[key]) > 1:
-                    counts.conflicts += 1
+                    left.conflicts.append(row.where)
                 elif key not in holder:
-                    kept[split].append(replace(example, id=f"{self.name}/{split}/{example.id}"))
+                    kept[split].append(replace(row.example, id=f"{self.name}/{split}/{row.example.id}"))
                     holder[key] = split
                 elif holder[key] == split:
-                    counts.duplicates += 1
+                    left.duplicates.append(row.where)
                 else:
-                    counts.leaks += 1
+                    left.leaks.append(row.where)
         return kept
 
     def _rows(self, records: Records, split_field: str | None) -> tuple[list[_Row], list[Problem]]:
@@ -268,16 +280,17 @@ class LocalFile(Task):
         if split is not None and split in self._own:
             fix = f"drop `{split}_path`, or take the row out" if s.hub is None else "take the row out"
             fields.wrong(f"the row says {split!r}, but that split has a file of its own", fix)
-        if answer and self._read_in_gold(answer) is None:
+        gold = self._read_in_gold(answer) if answer else ""
+        if answer and gold is None:
             self._say_unreadable(fields, answer)
-        if len(problems) > before or question is None or answer is None or steps is None:
+        if len(problems) > before or question is None or answer is None or gold is None or steps is None:
             return None
         meta = {"family": s.family, "hops": len(steps)}
         example = Example(str(record.number), self.name, question, steps, answer, meta)
         if question and answer:
-            return _Row(example, split)
+            return _Row(example, record.where, gold, split)
         text = f"field {s.answer if question else s.question!r} should be a text or a number (it is empty)"
-        return _Row(example, split, Problem(text, record.where, line=record.line))
+        return _Row(example, record.where, gold, split, Problem(text, record.where, line=record.line))
 
     def _read_in_gold(self, answer: str) -> str | None:
         """A gold answer as the judge compares it; None where it could never count as right."""
