@@ -254,12 +254,16 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None = No
     Raises:
         UserError: if it cannot be had, whatever the reason: no network, no such set, split or revision, or a gated one.
     """
-    from datasets import load_dataset
+    import datasets
 
+    builders = getattr(getattr(datasets, "packaged_modules", None), "_PACKAGED_DATASETS_MODULES", ())
+    if hub in builders:  # would read whatever files lie in the working folder
+        fix = "`path:` reads a file; a data set's id is OWNER/NAME"
+        raise UserError(f"{hub!r} is no data set of the hub, but a kind of file", fix=fix)
     place = f"{hub}{f'/{config}' if config else ''} ({split})"
     try:
         with _told_when_offline(hub):
-            table = load_dataset(hub, config, split=split, revision=revision)
+            table = datasets.load_dataset(hub, config, split=split, revision=revision)
     except Exception as error:  # the hub's libraries raise their own kinds, OSError, ValueError and those of three web clients
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(

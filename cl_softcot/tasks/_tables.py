@@ -74,12 +74,13 @@ def shown(value: object) -> str:
 
 def read_records(path: str) -> Records:
     """All rows of a file, and all that is wrong with it. A kind that is not known is read as JSON lines if it looks so."""
-    records = Records(head=path)
+    place = path if path.isprintable() else ascii(path)
+    records = Records(head=place)
     try:
-        data = _content(Path(path).expanduser())
-        _reader(path, data)(path, data, records)
+        data = _content(path)
+        _reader(path, data)(place, data, records)
     except _Unreadable as error:
-        records.problems.append(Problem(error.text, path, error.fix))
+        records.problems.append(Problem(error.text, place, error.fix))
     return records
 
 
@@ -103,14 +104,15 @@ def _reader(path: str, data: bytes) -> _Reader:
     raise _Unreadable(f"cannot read files of kind {kind or 'unknown'!r}", f"known, each also with .gz: {' '.join(READERS)}")
 
 
-def _content(path: Path) -> bytes:
+def _content(name: str) -> bytes:
     try:
+        path = Path(name).expanduser()
         if path.exists() and not path.is_file():
             raise _Unreadable("cannot read the file (it is a folder, or no regular file)", "name one file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise _Unreadable("no such file", "paths are relative to where the command runs") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in its name; ~ of somebody who is not known
         raise _Unreadable(f"cannot read the file ({getattr(error, 'strerror', None) or error})") from None
     if path.name.casefold().endswith(".gz"):
         try:
@@ -275,11 +277,21 @@ def _tabs(path: str, data: bytes, records: Records) -> None:
 
 def _add_table(path: str, text: str, delimiter: str, records: Records) -> None:
     """The first line names the columns. A cell that begins with a quote is quoted whole, line ends and doubled quotes inside."""
+    before = csv.field_size_limit(max(len(text), 1))
+    try:
+        _add_cells(path, _cells(path, text, delimiter, records), delimiter, records)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _add_cells(path: str, rows: Iterator[tuple[int, list[str]]], delimiter: str, records: Records) -> None:
     unread = {problem.where for problem in records.problems}
     number = 0
-    for line, cells in _cells(path, text, delimiter, records):
+    for line, cells in rows:
         if records.columns is None:
             records.columns, records.head = _header(path, line, cells, delimiter, records), f"{path}:{line}"
+            if records.columns is None:
+                return
             continue
         number += 1
         where, names = f"{path}:{line}", records.columns
@@ -310,7 +322,8 @@ def _cells(path: str, text: str, delimiter: str, records: Records) -> Iterator[t
                 yield line, cells
 
 
-def _header(path: str, line: int, cells: list[str], delimiter: str, records: Records) -> list[str]:
+def _header(path: str, line: int, cells: list[str], delimiter: str, records: Records) -> list[str] | None:
+    """The columns' names; None where they are parted by something else."""
     names = [cell.strip() for cell in cells]
     for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
         records.problems.append(Problem(f"two columns are called {shown(name)}", f"{path}:{line}", "rename one of them"))
@@ -319,6 +332,7 @@ def _header(path: str, line: int, cells: list[str], delimiter: str, records: Rec
         text = f"the columns are not parted by {delimiter!r} (there is only one, called {shown(names[0])})"
         fix = "let its name end in .tsv" if other == "\t" else "part them by commas, or by tabs and let its name end in .tsv"
         records.problems.append(Problem(text, f"{path}:{line}", fix))
+        return None
     return names
 
 
