@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from cl_softcot.errors import did_you_mean
-from cl_softcot.tasks._tables import Problem, Record, shown
+from cl_softcot.tasks._tables import DataRow, Fault, shown
 from cl_softcot.tasks.base import SPLITS, Split
 
 _SPLITS: dict[str, Split] = {
@@ -23,22 +23,22 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")  # those that are no white spa
 _KNOWN = 20  # names of fields that a message lists at most
 
 
-def no_field(field: str, key: str, known: Iterable[str], where: str, line: int = 0) -> Problem:
+def no_field(field: str, key: str, known: Iterable[str], where: str, line: int = 0) -> Fault:
     """That a field is missing which the setting ``key`` names."""
     names = [name if name.isprintable() else shown(name) for name in known][:_KNOWN]
     also = ", or `steps: null` where there are none" if key == "steps" else ""
-    return Problem(f"no field {field!r}{did_you_mean(field, names)}", where, f"map it in the YAML: `{key}: <field>`{also}", line)
+    return Fault(f"no field {field!r}{did_you_mean(field, names)}", where, f"map it in the YAML: `{key}: <field>`{also}", line)
 
 
 @dataclass(frozen=True)
 class Fields:
     """One record's. Each method gives None where it added to ``problems``."""
 
-    record: Record
-    problems: list[Problem]
+    record: DataRow
+    problems: list[Fault]
 
     def wrong(self, text: str, fix: str | None = None) -> None:
-        self.problems.append(Problem(text, self.record.where, fix, self.record.line))
+        self.problems.append(Fault(text, self.record.where, fix, self.record.line))
 
     def text(self, field: str, key: str) -> str | None:
         """A text or a number, without white space around it; "" where the field is empty or null."""
@@ -47,7 +47,8 @@ class Fields:
         value = self.record.fields[field]
         text = "" if value is None else _plain(value, truth=key == "answer")
         if text is None:
-            return self.wrong(f"field {field!r} should be a text or a number (got {shown(value)})")
+            self.wrong(f"field {field!r} should be a text or a number (got {shown(value)})")
+            return None
         return text if self._writable(field, text) else None
 
     def steps(self, field: str) -> tuple[str, ...] | None:
@@ -56,15 +57,17 @@ class Fields:
             return None
         value = self.record.fields[field]
         if value is not None and not isinstance(value, str | list):
-            return self.wrong(f"field {field!r} should be a list or a text (got {shown(value)})")
+            self.wrong(f"field {field!r} should be a list or a text (got {shown(value)})")
+            return None
         found = []
         for step in value.splitlines() if isinstance(value, str) else value or []:
             text = _plain(step)
             if text is None:
-                return self.wrong(
+                self.wrong(
                     f"field {field!r} should hold texts, and one of its steps is {shown(step)}",
                     "each step is a text or a number; leave out what is none",
                 )
+                return None
             found.append(text)
         return tuple(filter(None, found)) if all(self._writable(field, text) for text in found) else None
 

@@ -27,7 +27,7 @@ from urllib.request import getproxies
 from pydantic import Field
 
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.tasks._tables import Record, Records
+from cl_softcot.tasks._tables import DataRow, DataRows
 from cl_softcot.tasks.base import Split, TaskSettings
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
@@ -329,12 +329,12 @@ def _has_no_such_split(error: UserError) -> bool:
     return isinstance(cause, KeyError) or (isinstance(cause, ValueError) and "split" in str(cause).lower())
 
 
-def hub_records(hub: str, config: str | None, split: str, revision: str | None = None) -> Records:
+def hub_records(hub: str, config: str | None, split: str, revision: str | None = None) -> DataRows:
     """The rows of ``read_hub`` as those of a file."""
     rows = read_hub(hub, config, split, revision)
     place = f"{hub}{f'/{config}' if config else ''} ({split})"
-    found = [Record(row.fields, number, row.where, number) for number, row in enumerate(rows, 1)]
-    return Records(found, columns=list(rows[0].fields) if rows else None, head=place)
+    found = [DataRow(row.fields, number, row.where, number) for number, row in enumerate(rows, 1)]
+    return DataRows(found, columns=list(rows[0].fields) if rows else None, head=place)
 
 
 @contextmanager

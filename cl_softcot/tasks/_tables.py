@@ -1,7 +1,7 @@
 """A user's own file as records, with the place of each: .jsonl, .json (a list), .csv, .tsv, .parquet, each also .gz.
 
 Nothing is guessed: cells of a table are text as it is written (``007``, ``NA`` and ``null`` stay), and whatever cannot be read is
-a `Problem` with its line. Reading goes on behind it, so that all that is wrong with a file is told at once.
+a `Fault` with its line. Reading goes on behind it, so that all that is wrong with a file is told at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LISTED = 20  # problems that are told one by one; the others are counted
 
 
 @dataclass(frozen=True)
-class Problem:
+class Fault:
     """What is wrong, where (``file:line``, ``file: row n``), and the way out. ``line``: what a file's problems are sorted by."""
 
     text: str
@@ -32,7 +32,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Record:
+class DataRow:
     """A row. ``number``: its line in JSON lines, otherwise its place among the rows, from 1 on; ``line``: where it begins.
     ``twice``: fields that it has more than once."""
 
@@ -44,17 +44,17 @@ class Record:
 
 
 @dataclass
-class Records:
+class DataRows:
     """What a file holds. ``columns``: the fields that all its rows have, and ``head`` where they are named; None where each row
     names its own."""
 
-    found: list[Record] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    found: list[DataRow] = field(default_factory=list)
+    problems: list[Fault] = field(default_factory=list)
     columns: Sequence[str] | None = None
     head: str = ""
 
 
-def refuse(problems: Sequence[Problem], name: str) -> None:
+def refuse(problems: Sequence[Fault], name: str) -> None:
     """One UserError for all problems of a task's data, the first of them in front; nothing where there are none."""
     if not problems:
         return
@@ -72,15 +72,15 @@ def shown(value: object) -> str:
     return f"{text[:60]}..." if len(text) > 60 else text
 
 
-def read_records(path: str) -> Records:
+def read_records(path: str) -> DataRows:
     """All rows of a file, and all that is wrong with it. A kind that is not known is read as JSON lines if it looks so."""
     place = path if path.isprintable() else ascii(path)
-    records = Records(head=place)
+    records = DataRows(head=place)
     try:
         data = _content(path)
         _reader(path, data)(place, data, records)
     except _Unreadable as error:
-        records.problems.append(Problem(error.text, place, error.fix))
+        records.problems.append(Fault(error.text, place, error.fix))
     return records
 
 
@@ -92,7 +92,7 @@ class _Unreadable(Exception):
         self.text, self.fix = text, fix
 
 
-_Reader = Callable[[str, bytes, Records], None]
+_Reader = Callable[[str, bytes, DataRows], None]
 
 
 def _reader(path: str, data: bytes) -> _Reader:
@@ -124,7 +124,7 @@ def _content(name: str) -> bytes:
     return data
 
 
-def _text_of(path: str, data: bytes, records: Records) -> str:
+def _text_of(path: str, data: bytes, records: DataRows) -> str:
     """The file as text. Bytes that are none are problems, each line once; what they are replaced by goes nowhere."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _Unreadable("cannot read the file (it is UTF-16 text)", "save it as UTF-8")
@@ -137,7 +137,7 @@ def _text_of(path: str, data: bytes, records: Records) -> str:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
             text = f"cannot read the line as UTF-8 text (byte 0x{line[error.start]:02x} at column {error.start + 1})"
-            records.problems.append(Problem(text, f"{path}:{number}", "save the file as UTF-8", number))
+            records.problems.append(Fault(text, f"{path}:{number}", "save the file as UTF-8", number))
     return data.decode("utf-8-sig", "replace")
 
 
@@ -162,11 +162,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _ONE_A_LINE = "one JSON object a line"
 
 
-def _json_lines(path: str, data: bytes, records: Records) -> None:
+def _json_lines(path: str, data: bytes, records: DataRows) -> None:
     _add_lines(path, _text_of(path, data, records), records)
 
 
-def _add_lines(path: str, text: str, records: Records) -> None:
+def _add_lines(path: str, text: str, records: DataRows) -> None:
     unread = {problem.where for problem in records.problems}
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): a JSON string may hold U+2028 and the like
         where = f"{path}:{number}"
@@ -177,27 +177,27 @@ def _add_lines(path: str, text: str, records: Records) -> None:
         except json.JSONDecodeError as error:
             if not records.found and line.lstrip().startswith("["):
                 fix = "a JSON list of objects is a .json file; here it is one JSON object a line"
-                records.problems.append(Problem(f"not JSON ({error.msg})", f"{where}:{error.colno}", fix, number))
+                records.problems.append(Fault(f"not JSON ({error.msg})", f"{where}:{error.colno}", fix, number))
                 return
-            records.problems.append(Problem(f"not JSON ({error.msg})", f"{where}:{error.colno}", _ONE_A_LINE, number))
+            records.problems.append(Fault(f"not JSON ({error.msg})", f"{where}:{error.colno}", _ONE_A_LINE, number))
         except (ValueError, RecursionError) as error:
-            records.problems.append(Problem(f"cannot read the line ({_why(error)})", where, line=number))
+            records.problems.append(Fault(f"cannot read the line ({_why(error)})", where, line=number))
         else:
             _add(records, value, number, where, number, "a line")
 
 
-def _add(records: Records, value: Any, number: int, where: str, line: int, what: str) -> None:
+def _add(records: DataRows, value: Any, number: int, where: str, line: int, what: str) -> None:
     if isinstance(value, _Object):
-        records.found.append(Record(value, number, where, line, value.twice))
+        records.found.append(DataRow(value, number, where, line, value.twice))
     else:
-        records.problems.append(Problem(f"{what} holds {type(value).__name__}, not an object", where, line=line))
+        records.problems.append(Fault(f"{what} holds {type(value).__name__}, not an object", where, line=line))
 
 
 def _why(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
 
 
-def _json(path: str, data: bytes, records: Records) -> None:
+def _json(path: str, data: bytes, records: DataRows) -> None:
     """A list of objects; JSON lines in spite of the name are read too."""
     text = _text_of(path, data, records)
     start = text.lstrip()[:1]
@@ -208,7 +208,7 @@ def _json(path: str, data: bytes, records: Records) -> None:
     elif start:
         what = "one object" if start == "{" else "no list"
         fix = "a .json file holds a list of objects, and nothing around it; one object a line is a .jsonl file"
-        records.problems.append(Problem(f"holds {what}, not a list of objects", path, fix))
+        records.problems.append(Fault(f"holds {what}, not a list of objects", path, fix))
 
 
 def _is_one_object(text: str) -> bool:
@@ -227,7 +227,7 @@ def _is_one_object(text: str) -> bool:
     return False
 
 
-def _add_list(path: str, text: str, records: Records) -> None:
+def _add_list(path: str, text: str, records: DataRows) -> None:
     """The elements one after the other, so that each has its line."""
     at, line, number, counted = _blank(text, text.index("[") + 1), 1, 0, 0
     while text[at : at + 1] != "]" or number:
@@ -239,7 +239,7 @@ def _add_list(path: str, text: str, records: Records) -> None:
         except json.JSONDecodeError as error:
             return _not_json(path, error, records)
         except (ValueError, RecursionError) as error:
-            records.problems.append(Problem(f"cannot read the row ({_why(error)})", where, line=line))
+            records.problems.append(Fault(f"cannot read the row ({_why(error)})", where, line=line))
             return
         _add(records, value, number, where, line, "a row")
         at = _blank(text, end)
@@ -259,23 +259,23 @@ def _blank(text: str, at: int) -> int:
     return at
 
 
-def _not_json(path: str, error: json.JSONDecodeError, records: Records) -> None:
+def _not_json(path: str, error: json.JSONDecodeError, records: DataRows) -> None:
     where = f"{path}:{error.lineno}:{error.colno}"
-    records.problems.append(Problem(f"not JSON ({error.msg})", where, "a .json file holds a list of objects", error.lineno))
+    records.problems.append(Fault(f"not JSON ({error.msg})", where, "a .json file holds a list of objects", error.lineno))
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def _commas(path: str, data: bytes, records: Records) -> None:
+def _commas(path: str, data: bytes, records: DataRows) -> None:
     _add_table(path, _text_of(path, data, records), ",", records)
 
 
-def _tabs(path: str, data: bytes, records: Records) -> None:
+def _tabs(path: str, data: bytes, records: DataRows) -> None:
     _add_table(path, _text_of(path, data, records), "\t", records)
 
 
-def _add_table(path: str, text: str, delimiter: str, records: Records) -> None:
+def _add_table(path: str, text: str, delimiter: str, records: DataRows) -> None:
     """The first line names the columns. A cell that begins with a quote is quoted whole, line ends and doubled quotes inside."""
     before = csv.field_size_limit(max(len(text), 1))
     try:
@@ -284,7 +284,7 @@ def _add_table(path: str, text: str, delimiter: str, records: Records) -> None:
         csv.field_size_limit(before)
 
 
-def _add_cells(path: str, rows: Iterator[tuple[int, list[str]]], delimiter: str, records: Records) -> None:
+def _add_cells(path: str, rows: Iterator[tuple[int, list[str]]], delimiter: str, records: DataRows) -> None:
     unread = {problem.where for problem in records.problems}
     number = 0
     for line, cells in rows:
@@ -299,12 +299,12 @@ def _add_cells(path: str, rows: Iterator[tuple[int, list[str]]], delimiter: str,
             if any(cell.strip() for cell in cells) and where not in unread:
                 text = f"has {len(cells)} cells where {len(names)} are expected ({', '.join(map(shown, names[:8]))})"
                 fix = f"a cell that holds a {'comma' if delimiter == ',' else 'tab'} or a line end stands in quotes"
-                records.problems.append(Problem(text, f"{where} (row {number})", fix, line))
+                records.problems.append(Fault(text, f"{where} (row {number})", fix, line))
             continue
-        records.found.append(Record(dict(zip(names, cells, strict=True)), number, f"{where} (row {number})", line))
+        records.found.append(DataRow(dict(zip(names, cells, strict=True)), number, f"{where} (row {number})", line))
 
 
-def _cells(path: str, text: str, delimiter: str, records: Records) -> Iterator[tuple[int, list[str]]]:
+def _cells(path: str, text: str, delimiter: str, records: DataRows) -> Iterator[tuple[int, list[str]]]:
     """(line on which it begins, cells) of each row that is not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
@@ -316,27 +316,27 @@ def _cells(path: str, text: str, delimiter: str, records: Records) -> Iterator[t
         except csv.Error as error:
             text = f"broken table ({error})"
             fix = 'a cell that begins with a quote is quoted whole, and a quote inside it is doubled: "say ""hi"""'
-            records.problems.append(Problem(text, f"{path}:{line}", fix, line))
+            records.problems.append(Fault(text, f"{path}:{line}", fix, line))
         else:
             if cells:
                 yield line, cells
 
 
-def _header(path: str, line: int, cells: list[str], delimiter: str, records: Records) -> list[str] | None:
+def _header(path: str, line: int, cells: list[str], delimiter: str, records: DataRows) -> list[str] | None:
     """The columns' names; None where they are parted by something else."""
     names = [cell.strip() for cell in cells]
     for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
-        records.problems.append(Problem(f"two columns are called {shown(name)}", f"{path}:{line}", "rename one of them"))
+        records.problems.append(Fault(f"two columns are called {shown(name)}", f"{path}:{line}", "rename one of them"))
     other = next((sign for sign in ";\t|," if sign != delimiter and sign in names[0]), None) if len(names) == 1 else None
     if other:
         text = f"the columns are not parted by {delimiter!r} (there is only one, called {shown(names[0])})"
         fix = "let its name end in .tsv" if other == "\t" else "part them by commas, or by tabs and let its name end in .tsv"
-        records.problems.append(Problem(text, f"{path}:{line}", fix))
+        records.problems.append(Fault(text, f"{path}:{line}", fix))
         return None
     return names
 
 
-def _parquet(path: str, data: bytes, records: Records) -> None:
+def _parquet(path: str, data: bytes, records: DataRows) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -354,15 +354,15 @@ def _parquet(path: str, data: bytes, records: Records) -> None:
             rows = [_value(path, batch.slice(i, 1), start + i + 1, records) for i in range(batch.num_rows)]
         for number, fields in enumerate(rows, start + 1):
             if fields is not None:
-                records.found.append(Record(fields, number, f"{path}: row {number}", number))
+                records.found.append(DataRow(fields, number, f"{path}: row {number}", number))
         start += batch.num_rows
 
 
-def _value(path: str, row: Any, number: int, records: Records) -> dict[str, Any] | None:
+def _value(path: str, row: Any, number: int, records: DataRows) -> dict[str, Any] | None:
     try:
-        return row.to_pylist()[0]  # type: ignore[no-any-return]
+        return row.to_pylist()[0]
     except Exception as error:  # pyarrow's own kinds, UnicodeDecodeError, ValueError, OverflowError
-        records.problems.append(Problem(f"cannot read the row ({error!s:.100})", f"{path}: row {number}", line=number))
+        records.problems.append(Fault(f"cannot read the row ({error!s:.100})", f"{path}: row {number}", line=number))
         return None
 
 

@@ -30,7 +30,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.tasks._fields import Fields, no_field
 from cl_softcot.tasks._judging import choice_in, number_in
 from cl_softcot.tasks._sources import hub_commit, hub_records, hub_splits
-from cl_softcot.tasks._tables import Problem, Record, Records, read_records, refuse
+from cl_softcot.tasks._tables import DataRow, DataRows, Fault, read_records, refuse
 from cl_softcot.tasks.base import SPLITS, Example, Split, Task, TaskSettings, Verdict, answer_of, split_of
 
 
@@ -111,14 +111,14 @@ def _some(places: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """``gold``: the answer as the judge compares it. ``stated``: the split that it says it is of. ``empty``: what is said of it if
-    it has no question or no answer."""
+    """A row that is an example, or ``empty``: without a question or an answer. ``gold``: the answer as the judge compares it;
+    ``stated``: the split that it says it is of."""
 
     example: Example
     where: str
     gold: str
     stated: Split | None
-    empty: Problem | None = None
+    empty: Fault | None = None
 
 
 class LocalFile(Task):
@@ -190,7 +190,7 @@ class LocalFile(Task):
         found = hub_splits(s.hub, s.config, s.revision)
         return {split: name for split, name in found.items() if split not in own and not (s.split_field and split != "train")}
 
-    def _sources(self) -> Iterator[tuple[Split | None, Records]]:
+    def _sources(self) -> Iterator[tuple[Split | None, DataRows]]:
         """Test and valid where they are separate, then the rest (None), which is what training comes from."""
         s = self.settings
         for split, path in (("test", s.test_path), ("valid", s.valid_path), (None, s.path)):
@@ -227,7 +227,7 @@ class LocalFile(Task):
             rows, wrong = self._rows(records, self.settings.split_field if split is None else None)
             full = [row for row in rows if row.empty is None]
             if not (full or wrong):  # then the fields are not what was meant
-                wrong = [row.empty for row in rows if row.empty] or [Problem("the file is empty", records.head)]
+                wrong = [row.empty for row in rows if row.empty] or [Fault("the file is empty", records.head)]
             problems += sorted(wrong, key=lambda problem: problem.line)
             left.read += len(rows)
             left.empty += [row.where for row in rows if row.empty]
@@ -260,7 +260,7 @@ class LocalFile(Task):
                     left.leaks.append(row.where)
         return kept
 
-    def _rows(self, records: Records, split_field: str | None) -> tuple[list[_Row], list[Problem]]:
+    def _rows(self, records: DataRows, split_field: str | None) -> tuple[list[_Row], list[Fault]]:
         """The rows of a file or a split of the hub, and all that is wrong with it."""
         s, problems = self.settings, list(records.problems)
         fields = {"question": s.question, "steps": s.steps, "answer": s.answer, "split_field": split_field}
@@ -271,7 +271,7 @@ class LocalFile(Task):
         rows = (self._row(record, split_field, problems) for record in records.found)
         return [row for row in rows if row is not None], problems
 
-    def _row(self, record: Record, split_field: str | None, problems: list[Problem]) -> _Row | None:
+    def _row(self, record: DataRow, split_field: str | None, problems: list[Fault]) -> _Row | None:
         """A record as an example that is called by its number. None where it added to ``problems``."""
         s, fields, before = self.settings, Fields(record, problems), len(problems)
         question, answer = fields.text(s.question, "question"), fields.text(s.answer, "answer")
@@ -290,7 +290,7 @@ class LocalFile(Task):
         if question and answer:
             return _Row(example, record.where, gold, split)
         text = f"field {s.answer if question else s.question!r} should be a text or a number (it is empty)"
-        return _Row(example, record.where, gold, split, Problem(text, record.where, line=record.line))
+        return _Row(example, record.where, gold, split, Fault(text, record.where, line=record.line))
 
     def _read_in_gold(self, answer: str) -> str | None:
         """A gold answer as the judge compares it; None where it could never count as right."""
