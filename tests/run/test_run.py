@@ -181,6 +181,7 @@ def test_overrides_seeds_and_orders(tmp_path):
     path = write(tmp_path, small("softcot", orders=orders, seeds=[0, 1]))
     ended = start(path, "output_dir=out", "methods.softcot.reasoning.soft_thoughts=2", "train.steps=2", cwd=tmp_path)
     assert ended.status == 0, ended.text
+    assert ended.text.count("\ntask first: 240 rows: ") + ended.text.startswith("task first: 240 rows: ") == 1
     folders = sorted(p.name for p in (tmp_path / "out" / "runs").iterdir())
     assert folders == [f"softcot.{order}.seed{seed}" for order in ("back", "there") for seed in (0, 1)]
     found = {name: json.loads((tmp_path / "out" / "runs" / name / "result.json").read_text()) for name in folders}
