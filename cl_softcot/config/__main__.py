@@ -10,7 +10,8 @@ from cl_softcot.commands import called, guarded
 
 def main(argv: list[str] | None = None) -> int:
     description = "Prints the JSON schema of an experiment's YAML, the settings of every known plug-in included, for editors."
-    argparse.ArgumentParser(prog=called("config"), description=description).parse_args(argv)
+    name = (__package__ or "").rpartition(".")[2]
+    argparse.ArgumentParser(prog=called(name), description=description).parse_args(argv)
     return guarded(_print_schema)
 
 

@@ -20,6 +20,7 @@ def describe(config: Experiment, specs: Sequence[RunSpec], jobs: int, *, gpu_mem
     lines = [f"{config.name}: {len(specs)} runs into {folder}/, {jobs} side by side", ""]
     for order, tasks in config.orders.items():
         lines.append(f"order {order}: {' -> '.join(tasks)}")
+    lines += _data_lines(config)
     lines += [f"backbone {config.backbone.path}, assistant {config.assistant.path if config.assistant else 'none'}", ""]
     seconds = estimate_seconds(config) if runs_here(config) else None
     device: Device | None
@@ -47,6 +48,12 @@ def describe(config: Experiment, specs: Sequence[RunSpec], jobs: int, *, gpu_mem
         lines += ["", *_total(config, left, jobs, seconds is not None)]
     lines += ["", *(_memory_lines(found, device, width, gpus) if device else [f"memory: {unknown}"])]
     return "\n".join(lines)
+
+
+def _data_lines(config: Experiment) -> list[str]:
+    """What the tasks say of the rows of their data, where those are at hand. UserError where a run would refuse them."""
+    tasks = [entry.make() for entry in (*config.tasks, *(config.evaluate.retention_tasks or ()))]
+    return [f"task {task.name}: {line}" for task in tasks if task.at_hand() and (line := task.about())]
 
 
 def _time_of(name: str, seconds: Mapping[str, float] | None, found: Mapping[str, MethodEstimate]) -> float:

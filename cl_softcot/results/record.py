@@ -298,6 +298,10 @@ class RunRecord(Rows, RecordPart):
     )
     frozen: Frozen = Field(default_factory=Frozen, description="the backbone's weights, hashed")
     train_fingerprints: list[str] | None = Field(None, description="fingerprint of each task's training data")
+    task_data: dict[str, str] | None = Field(
+        None,
+        description="by task of the user's own data: how many rows each split has, what was left out, the hub's commit",
+    )
     config_fingerprint: str | None = Field(None, description="SHA-256 of every setting that can move a number of this run")
     machine: Machine = Field(default_factory=Machine, description="what did the work")
     user_modules: dict[str, str] | None = Field(

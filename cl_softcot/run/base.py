@@ -13,24 +13,30 @@ from cl_softcot.machine.exact import make_exact, memory_explained
 from cl_softcot.run.preflight import check_examples
 
 
-def measure_base(config: Experiment, shared: Path, report: Tell) -> None:
+def measure_base(config: Experiment, shared: Path, report: Tell) -> dict[str, str]:
     """What is the same for every run: the base's answers and continuations, on all tasks (an order may leave some out). Done
     once an experiment, after a look at every example.
+
+    Returns:
+        What the tasks say of the rows that their data hold (``Task.about``), by the task's name.
 
     Raises:
         UserError: if it was done on other data, or with another base; or if an example cannot be used.
     """
     make_exact()
     with memory_explained():
-        _measure_base(config, shared, report)
+        return _measure_base(config, shared, report)
 
 
-def _measure_base(config: Experiment, shared: Path, report: Tell) -> None:
+def _measure_base(config: Experiment, shared: Path, report: Tell) -> dict[str, str]:
     backbone, assistant = load_models(config)
     families = retention_tasks(config, backbone)
     processes.from_main(lambda: check_examples(config, backbone, assistant, families, DATA_SEED))
     evaluator = make_evaluator(config, [task.make() for task in config.tasks])
-    if evaluator.has_measured_base(shared):
-        return
-    report({"text": "answering everything as the base does, once for all methods"})
-    evaluator.measure_base(shared)
+    about = {probe.name: line for probe in (*evaluator.tasks, *evaluator.families) if (line := probe.task.about())}
+    for name, line in about.items():
+        report({"run": "", "text": f"task {name}: {line}"})
+    if not evaluator.has_measured_base(shared):
+        report({"text": "answering everything as the base does, once for all methods"})
+        evaluator.measure_base(shared)
+    return about

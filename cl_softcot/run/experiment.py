@@ -81,6 +81,7 @@ class Orchestration:
         self.failed: dict[str, str] = {}
         self.stopped: dict[str, str] = {}
         self.first_error: BaseException | None = None
+        self.about_tasks: dict[str, str] = {}
         if restart:
             if self.place.runs.exists() and not self.place.record.exists():
                 raise UserError(
@@ -140,6 +141,8 @@ class Orchestration:
     def _write_provenance(self) -> None:
         modules = user_modules(self.config, self.config.methods, self.config.tasks)
         self.provenance: dict[str, Any] = {"versions": versions(), "revision": revision(), "user_modules": modules}
+        if about := self.about_tasks or self._about_tasks_before():
+            self.provenance["task_data"] = about
         atomic_write_text(self.place.config, to_yaml(self.config))
         record = {"name": self.config.name, "config_fingerprint": fingerprint(self.config), **self.provenance}
         atomic_write_json(self.place.record, record)
@@ -168,6 +171,12 @@ class Orchestration:
                 )
                 | self.tags
             )
+
+    def _about_tasks_before(self) -> dict[str, str]:
+        """What an earlier start wrote of the tasks' data, where nothing is left to do that would look at them again."""
+        record = read_json(self.place.record) if self.place.record.exists() else None
+        found = record.get("task_data") if isinstance(record, Mapping) else None
+        return dict(found) if isinstance(found, Mapping) else {}
 
     def _run_config(self, spec: RunSpec, identity: str) -> dict[str, Any]:
         data = to_data(self.config)
@@ -219,7 +228,7 @@ class Orchestration:
         processes.from_main(lambda: todo)
         if todo:
             with together():
-                base.measure_base(self.config, self.shared, take("base"))
+                self.about_tasks = base.measure_base(self.config, self.shared, take("base"))
         self._begin(todo, display)
         for spec in todo:
             folder = self._run_folder(spec)
@@ -241,7 +250,7 @@ class Orchestration:
         pump.start()
         pool = ProcessPoolExecutor(self.jobs, context, start_worker, (messages, os.getpid()))
         try:
-            pool.submit(work_on_base, self.config, self.shared).result()
+            self.about_tasks = pool.submit(work_on_base, self.config, self.shared).result()
             self._begin(todo, display)
             waiting = {
                 pool.submit(work_on_run, self.config, s, self._run_folder(s), self.shared, self.provenance): s for s in todo

@@ -40,8 +40,8 @@ def die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="watch-parent").start()
 
 
-def work_on_base(config: Experiment, shared: Path) -> None:
-    base.measure_base(config, shared, lambda message: _messages.put({"run": "base", **message}))
+def work_on_base(config: Experiment, shared: Path) -> dict[str, str]:
+    return base.measure_base(config, shared, lambda message: _messages.put({"run": "base", **message}))
 
 
 def work_on_run(config: Experiment, spec: RunSpec, folder: Path, shared: Path, provenance: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cl_softcot.errors import UserError
-from cl_softcot.tasks._judging import Answers
+from cl_softcot.tasks._judging import AnswerKind
 from cl_softcot.tasks._sources import Row, find_file, read_file
 from cl_softcot.tasks.base import SPLITS, Draft, Example, Split, Task, TaskSettings, Verdict, split_of
 
@@ -53,7 +53,7 @@ class Published(Task):
         """A published question. UserError where it cannot be one."""
 
     @abstractmethod
-    def answers(self, example: Example) -> Answers:
+    def answers(self, example: Example) -> AnswerKind:
         """What its answers are, in the form of the gold ones, and how they are read."""
 
     def rows(self, path: Path, split: Split) -> Sequence[Row]:

@@ -12,17 +12,23 @@ import hashlib
 import io
 import json
 import re
+import socket
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pydantic import Field
 
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.tasks.base import TaskSettings
+from cl_softcot.tasks._tables import DataRow, DataRows
+from cl_softcot.tasks.base import Split, TaskSettings
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 _ABSENT = object()
@@ -248,18 +254,124 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None = No
     Raises:
         UserError: if it cannot be had, whatever the reason: no network, no such set, split or revision, or a gated one.
     """
-    from datasets import load_dataset
+    import datasets
 
+    builders = getattr(getattr(datasets, "packaged_modules", None), "_PACKAGED_DATASETS_MODULES", ())
+    if hub in builders:  # would read whatever files lie in the working folder
+        fix = "`path:` reads a file; a data set's id is OWNER/NAME"
+        raise UserError(f"{hub!r} is no data set of the hub, but a kind of file", fix=fix)
     place = f"{hub}{f'/{config}' if config else ''} ({split})"
     try:
-        table = load_dataset(hub, config, split=split, revision=revision)
+        with _told_when_offline(hub):
+            table = datasets.load_dataset(hub, config, split=split, revision=revision)
     except Exception as error:  # the hub's libraries raise their own kinds, OSError, ValueError and those of three web clients
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"the data set {place} cannot be had from the hub: {type(error).__name__}: {reason:.200}",
             fix="give `path:` a local copy of it; for a gated set log in first; offline, only what was loaded before is there",
         ) from error
+    _commits[hub, config, split, revision] = _commit_of(table)
     return tuple(Row(fields, f"{place}: row {number}") for number, fields in enumerate(table, 1))
+
+
+_commits: dict[tuple[str, str | None, str, str | None], str | None] = {}
+
+
+def hub_commit(hub: str, config: str | None, split: str, revision: str | None = None) -> str | None:
+    """The commit of the data set that ``read_hub`` with the same arguments has read; None where it cannot be told."""
+    read_hub(hub, config, split, revision)
+    return _commits.get((hub, config, split, revision))
+
+
+def _commit_of(table: Any) -> str | None:
+    """From the place in the hub library's cache, which also says it offline: .../<version>/<commit>/<split>.arrow."""
+    found = {Path(file["filename"]).parent.name for file in getattr(table, "cache_files", None) or ()}
+    commits = sorted(name for name in found if re.fullmatch("[0-9a-f]{40}", name))
+    return commits[0] if len(commits) == 1 else None
+
+
+# What data sets call the splits that they have, the usual name first.
+USUAL_SPLITS: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "valid": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+def hub_splits(hub: str, config: str | None, revision: str | None = None) -> dict[Split, str]:
+    """Which of a data set's splits are train, valid and test, by their usual names; without those that it has not.
+
+    Raises:
+        UserError: if it cannot be had, or has no split that is called train.
+    """
+    try:
+        read_hub(hub, config, "train", revision)
+    except UserError as error:
+        fix = "say which splits it has: `hub_split: {train: NAME, test: NAME}`" if _has_no_such_split(error) else error.fix
+        raise UserError(error.message, where=error.where, fix=fix) from error
+    found: dict[Split, str] = {"train": "train"}
+    for split in ("valid", "test"):
+        for name in USUAL_SPLITS[split]:
+            try:
+                read_hub(hub, config, name, revision)
+            except UserError as error:
+                if not _has_no_such_split(error):
+                    raise
+            else:
+                found[split] = name
+                break
+    return found
+
+
+def _has_no_such_split(error: UserError) -> bool:
+    """Whether the data set is there, and has no split of that name."""
+    cause = error.__cause__
+    return isinstance(cause, KeyError) or (isinstance(cause, ValueError) and "split" in str(cause).lower())
+
+
+def hub_records(hub: str, config: str | None, split: str, revision: str | None = None) -> DataRows:
+    """The rows of ``read_hub`` as those of a file."""
+    rows = read_hub(hub, config, split, revision)
+    place = f"{hub}{f'/{config}' if config else ''} ({split})"
+    found = [DataRow(row.fields, number, row.where, number) for number, row in enumerate(rows, 1)]
+    return DataRows(found, columns=list(rows[0].fields) if rows else None, head=place)
+
+
+@contextmanager
+def _told_when_offline(hub: str) -> Iterator[None]:
+    """Where nothing answers at the hub its libraries are told so, or they ask again and again for half a minute. What was loaded
+    before is still found."""
+    import datasets
+    from huggingface_hub import constants
+
+    config = getattr(datasets, "config", None)
+    if config is None or config.HF_HUB_OFFLINE or Path(hub).exists() or _answers(constants.ENDPOINT):
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = False, before
+
+
+def _answers(address: str, seconds: float = 5.0) -> bool:
+    """Whether somebody takes a connection at an address; taken for granted where it would go through a proxy."""
+    place = urlsplit(address)
+    if place.scheme in getproxies() or not place.hostname:
+        return True
+    port = place.port or (80 if place.scheme == "http" else 443)
+    found: list[bool] = []
+
+    def ask() -> None:
+        with suppress(OSError), socket.create_connection((place.hostname, port), timeout=seconds / 2):
+            found.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking a name up has no time limit of its own
+    asking.start()
+    asking.join(seconds)
+    return bool(found)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import cached_property
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import Answers, Option, options_meta, with_options
+from cl_softcot.tasks._judging import AnswerKind, Options, options_meta, with_options
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, question_of, read, without_overlap
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -66,8 +66,8 @@ class Aqua(Benchmark):
             meta = {**options_meta(item.options, item.letter), "hops": len(item.steps)}
             yield self.make(split, number, question, item.steps, item.letter, where=item.row.where, field=field, **meta)
 
-    def answers(self, example: Example) -> Answers:
-        return Option(example.meta["options"])
+    def answers(self, example: Example) -> AnswerKind:
+        return Options(example.meta["options"])
 
     @cached_property
     def _items(self) -> dict[str, list[_Item]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 
-from cl_softcot.tasks._judging import Answers, Number
+from cl_softcot.tasks._judging import AnswerKind, Numbers
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, distinct_items, hub_id, question_of, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 from cl_softcot.tasks.gsm8k import ANNOTATION, N_VALID, split_solution
@@ -37,8 +37,8 @@ class AsdivAug(Benchmark):
             steps = [ANNOTATION.sub("", line) for line in lines]
             yield self.make(split, number, row.text("question"), steps, answer, where=row.where, hops=len(steps))
 
-    def answers(self, example: Example) -> Answers:
-        return Number()
+    def answers(self, example: Example) -> AnswerKind:
+        return Numbers()
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

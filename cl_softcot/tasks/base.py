@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cl_softcot.errors import UserError, did_you_mean
-from cl_softcot.tasks._judging import Answers, Words, answer_of
+from cl_softcot.tasks._judging import AnswerKind, Words, answer_of
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -126,6 +126,10 @@ class Task(ABC):
         """Whether examples can be had now, without a network."""
         return True
 
+    def about(self) -> str | None:
+        """One line on what became of the rows that its data hold, and which revision of them it is; None: nothing to say."""
+        return None
+
     def why_not(self, split: Split) -> str:
         """The reason why a split is not offered."""
         return "it is for evaluation only"
@@ -187,7 +191,7 @@ class Benchmark(Task):
     def load(self, split: Split) -> Iterable[Example]:
         """Every example of one of ``splits``, in a fixed order."""
 
-    def answers(self, example: Example) -> Answers:
+    def answers(self, example: Example) -> AnswerKind:
         """What the answers to an example are, and how each reading finds one in a text. Not needed by who overrides ``read``."""
         raise NotImplementedError(f"{type(self).__name__} says neither `answers` nor `read`")
 

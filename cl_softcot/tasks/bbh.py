@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from cl_softcot.additions import ADDED_LATER
-from cl_softcot.tasks._judging import LETTERS, Answers, Choice, Number, Option, Stated, options_meta
+from cl_softcot.tasks._judging import LETTERS, AnswerKind, Choices, Numbers, Options, Stated, options_meta
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -101,14 +101,14 @@ class Bbh(Benchmark):
     def n_options_of(self, example: Example) -> int | None:
         return 2 if example.meta["subset"] in CHOICES else super().n_options_of(example)
 
-    def answers(self, example: Example) -> Answers:
+    def answers(self, example: Example) -> AnswerKind:
         subset = example.meta["subset"]
         if subset in CHOICES:
-            return Choice(*CHOICES[subset])
+            return Choices(*CHOICES[subset])
         if subset in NUMBERS:
-            return Number()
+            return Numbers()
         if subset in LETTERED:
-            return Option(example.meta["options"])
+            return Options(example.meta["options"])
         return Stated(_brackets if subset == "dyck_languages" else _words)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import Answers, Option, options_meta, with_options
+from cl_softcot.tasks._judging import AnswerKind, Options, options_meta, with_options
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, distinct_items, hub_id, question_of, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -41,8 +41,8 @@ class CommonsenseQA(Benchmark):
             meta = options_meta(options, letter)
             yield self.make(split, row.text("id"), question, (), letter, where=row.where, field="answerKey", **meta)
 
-    def answers(self, example: Example) -> Answers:
-        return Option(example.meta["options"])
+    def answers(self, example: Example) -> AnswerKind:
+        return Options(example.meta["options"])
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

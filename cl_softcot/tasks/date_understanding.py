@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import LETTERS, Answers, Option, with_options
+from cl_softcot.tasks._judging import LETTERS, AnswerKind, Options, with_options
 from cl_softcot.tasks._sources import SourceSettings, hub_id
 from cl_softcot.tasks.base import Benchmark, Draft, Example, Split, TextLengths, distinct, split_of
 from cl_softcot.tasks.bbh import bbh_rows, options_of
@@ -48,8 +48,8 @@ class DateUnderstanding(Benchmark):
             question, letter = with_options(stem, options, self.settings.hint), row.text("target").strip("()")
             yield self.make(split, number, question, (), letter, where=row.where, field="target", options=options)
 
-    def answers(self, example: Example) -> Answers:
-        return Option(example.meta["options"])
+    def answers(self, example: Example) -> AnswerKind:
+        return Options(example.meta["options"])
 
     def count(self, split: Split) -> int | None:
         return super().count(split) if split == "test" else None

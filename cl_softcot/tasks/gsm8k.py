@@ -13,7 +13,7 @@ from functools import cached_property
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import Answers, Number
+from cl_softcot.tasks._judging import AnswerKind, Numbers
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, hub_id, question_of, read, read_file, without_overlap
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -43,8 +43,8 @@ class Gsm8k(Benchmark):
             steps = lines if self.settings.calculator else [ANNOTATION.sub("", line) for line in lines]
             yield self.make(split, number, row.text("question"), steps, answer, where=row.where, hops=len(steps))
 
-    def answers(self, example: Example) -> Answers:
-        return Number()
+    def answers(self, example: Example) -> AnswerKind:
+        return Numbers()
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

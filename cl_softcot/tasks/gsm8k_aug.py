@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from cl_softcot.tasks._judging import Answers, Number
+from cl_softcot.tasks._judging import AnswerKind, Numbers
 from cl_softcot.tasks._sources import (
     Row,
     Source,
@@ -47,8 +47,8 @@ class Gsm8kAug(Benchmark):
         for number, (row, question, steps, answer) in enumerate(self._records[split]):
             yield self.make(split, number, question, steps, answer, where=row.where, hops=len(steps))
 
-    def answers(self, example: Example) -> Answers:
-        return Number()
+    def answers(self, example: Example) -> AnswerKind:
+        return Numbers()
 
     @cached_property
     def _records(self) -> dict[str, list[_Record]]:

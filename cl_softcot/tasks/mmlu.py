@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import Answers, Option, lettered, options_meta, with_options
+from cl_softcot.tasks._judging import AnswerKind, Options, lettered, options_meta, with_options
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -63,8 +63,8 @@ class Mmlu(Benchmark):
             meta = {"subset": subject, **options_meta(options, letter)}
             yield self.make(split, key, question, (), letter, where=row.where, **meta)
 
-    def answers(self, example: Example) -> Answers:
-        return Option(example.meta["options"])
+    def answers(self, example: Example) -> AnswerKind:
+        return Options(example.meta["options"])
 
     @cached_property
     def _rows(self) -> dict[str, list[tuple[str, Row]]]:

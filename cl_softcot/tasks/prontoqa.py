@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_softcot.tasks._judging import Answers, Choice
+from cl_softcot.tasks._judging import AnswerKind, Choices
 from cl_softcot.tasks._published import Published, PublishedSettings
 from cl_softcot.tasks._sources import Row, read_file
 from cl_softcot.tasks.base import SPLITS, Draft, Example, SearchGraph, Split, TextLengths
@@ -133,8 +133,8 @@ class ProntoQA(Published):
 
     # -------------------------------------------------------------------------------------------------- answers
 
-    def answers(self, example: Example) -> Answers:
-        return Choice("True", "False")
+    def answers(self, example: Example) -> AnswerKind:
+        return Choices("True", "False")
 
 
 # --------------------------------------------------------------------------------------------------------- skeletons

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cl_softcot.tasks._judging import Answers, Stated
+from cl_softcot.tasks._judging import AnswerKind, Stated
 from cl_softcot.tasks._published import Published, PublishedSettings
 from cl_softcot.tasks._sources import Row
 from cl_softcot.tasks.base import SPLITS, Amount, Draft, Example, SearchGraph, TextLengths, between
@@ -174,7 +174,7 @@ class ProsQA(Published):
 
     # -------------------------------------------------------------------------------------------------- answers
 
-    def answers(self, example: Example) -> Answers:
+    def answers(self, example: Example) -> AnswerKind:
         """``PERSON is a CONCEPT.``, by the option that the answer claims, or else its last concept; None for no concept, or both
         options.
 

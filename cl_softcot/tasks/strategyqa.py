@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import Field
 
 from cl_softcot.errors import UserError
-from cl_softcot.tasks._judging import Answers, Choice
+from cl_softcot.tasks._judging import AnswerKind, Choices
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, carve, distinct_items, hub_id, question_of, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -52,8 +52,8 @@ class StrategyQA(Benchmark):
             hops = len(row.texts("decomposition")) if isinstance(row.take("decomposition", None), list) else None
             yield self.make(split, _id(row), question, steps, _yes_or_no(row), where=row.where, hops=hops)
 
-    def answers(self, example: Example) -> Answers:
-        return Choice("Yes", "No")
+    def answers(self, example: Example) -> AnswerKind:
+        return Choices("Yes", "No")
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from functools import cached_property
 
-from cl_softcot.tasks._judging import Answers, Number
+from cl_softcot.tasks._judging import AnswerKind, Numbers
 from cl_softcot.tasks._sources import Row, Source, SourceSettings, distinct_items, hub_id, question_of, read
 from cl_softcot.tasks.base import Benchmark, Example, Split, TextLengths
 
@@ -39,8 +39,8 @@ class Svamp(Benchmark):
             key, where = row.text("ID"), row.where
             yield self.make(split, key, _question(row), [equation], answer, where=where, field="Answer", hops=operations)
 
-    def answers(self, example: Example) -> Answers:
-        return Number()
+    def answers(self, example: Example) -> AnswerKind:
+        return Numbers()
 
     @cached_property
     def _rows(self) -> dict[str, list[Row]]:

@@ -576,3 +576,17 @@ def test_the_report_is_sent_to_mlflow_if_its_runs_were(tmp_path, monkeypatch):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags["mlflow.runName"] == "report study"
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"report.html", "report.md", "report.json"}
+
+
+def test_what_became_of_the_rows_of_ones_own_data_stands_in_the_report(tmp_path):
+    from cl_softcot.report.sections import reproduce
+    from cl_softcot.report.studies import load_studies
+
+    folder = write_study(tmp_path / "study", seeds=(0,), orders={"given": TASKS})
+    record = json.loads((folder / "experiment.json").read_text())
+    said = "9 rows: 7 train, 1 valid, 1 test; from the hub: some/set, commit abc"
+    for told, expected in (({"mine": said}, [["data of mine", said]]), (None, []), ([1], [])):
+        (folder / "experiment.json").write_text(json.dumps({**record, "task_data": told}))
+        (study,) = load_studies([folder])
+        table = next(b for b in reproduce.section(study).blocks if isinstance(b, Table) and b.name.endswith("-versions"))
+        assert [row for row in table.rows if str(row[0]).startswith("data of")] == expected

@@ -33,6 +33,8 @@ def test_the_folder_holds_everything(tmp_path):
         assert (out / name).stat().st_size > 0, name
     record = json.loads((out / "experiment.json").read_text())
     assert record["name"] == "small" and record["versions"]["python"] and record["config_fingerprint"]
+    assert record["task_data"].keys() > {"first", "second"} and record["task_data"]["first"].startswith("240 rows: ")
+    assert json.loads((out / "runs/softcot.given.seed0/result.json").read_text())["task_data"] == record["task_data"]
     for method, folder in run_folders(out).items():
         names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
         rows = range(3)
@@ -168,6 +170,7 @@ def test_dry_run_writes_nothing(tmp_path):
     ended = start(path, "--dry-run", cwd=tmp_path)
     assert ended.status == 0, ended.text
     assert "4 runs" in ended.out and "full_coconut" in ended.out and "per task (oracle)" in ended.out
+    assert "task first: 240 rows: " in ended.out and "left out: 0 duplicates, 0 conflicts" in ended.out
     assert "first -> second" in ended.out and "about" in ended.out and "seconds in all" in ended.out
     assert [p.name for p in tmp_path.iterdir()] == ["small.yaml"]
 
@@ -178,6 +181,7 @@ def test_overrides_seeds_and_orders(tmp_path):
     path = write(tmp_path, small("softcot", orders=orders, seeds=[0, 1]))
     ended = start(path, "output_dir=out", "methods.softcot.reasoning.soft_thoughts=2", "train.steps=2", cwd=tmp_path)
     assert ended.status == 0, ended.text
+    assert ended.text.count("\ntask first: 240 rows: ") + ended.text.startswith("task first: 240 rows: ") == 1
     folders = sorted(p.name for p in (tmp_path / "out" / "runs").iterdir())
     assert folders == [f"softcot.{order}.seed{seed}" for order in ("back", "there") for seed in (0, 1)]
     found = {name: json.loads((tmp_path / "out" / "runs" / name / "result.json").read_text()) for name in folders}

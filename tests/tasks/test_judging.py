@@ -58,7 +58,7 @@ PLACES = [
 
 @pytest.mark.parametrize(("text", "expected"), PLACES)
 def test_the_answer_is_found_where_it_stands(text, expected):
-    assert _judging.Number().strict(text) == expected
+    assert _judging.Numbers().strict(text) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers
@@ -157,12 +157,12 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("written", "expected"), NUMBERS)
 def test_numbers(written, expected):
-    assert _judging.Number().strict(f"### {written}") == expected
+    assert _judging.Numbers().strict(f"### {written}") == expected
 
 
 def test_negative_numbers_are_not_cut():
     """One of the defects of the published expressions: a sign that is dropped turns -18 into a right 18."""
-    assert _judging.Number().strict("#### -18") == "-18" != _judging.Number().strict("#### 18")
+    assert _judging.Numbers().strict("#### -18") == "-18" != _judging.Numbers().strict("#### 18")
 
 
 def test_numerals_keep_the_value():
@@ -303,13 +303,13 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("written", "options", "expected"), OPTIONS)
 def test_options(written, options, expected):
-    assert _judging.Option(options).strict(f"### {written}") == expected
+    assert _judging.Options(options).strict(f"### {written}") == expected
 
 
 def test_options_behind_other_markers():
-    assert _judging.Option(PLACE).strict("A dog is a pet, so the answer is B.") == "B"
-    assert _judging.Option(PLACE).strict("A good place to read is a library.") is None
-    assert _judging.Option(PLACE).strict("The correct option is (C)") == "C"
+    assert _judging.Options(PLACE).strict("A dog is a pet, so the answer is B.") == "B"
+    assert _judging.Options(PLACE).strict("A good place to read is a library.") is None
+    assert _judging.Options(PLACE).strict("The correct option is (C)") == "C"
 
 
 def test_how_options_are_asked():
@@ -355,7 +355,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(("written", "expected"), CHOICES)
 def test_yes_and_no(written, expected):
-    assert _judging.Choice("Yes", "No").strict(f"### {written}") == expected
+    assert _judging.Choices("Yes", "No").strict(f"### {written}") == expected
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_yes_and_no(written, expected):
     [("valid", "valid"), ("invalid", "invalid"), ("not valid", "invalid"), ("the argument is Invalid.", "invalid")],
 )
 def test_valid_and_invalid(written, expected):
-    assert _judging.Choice("valid", "invalid").strict(f"### {written}") == expected
+    assert _judging.Choices("valid", "invalid").strict(f"### {written}") == expected
 
 
 # -------------------------------------------------------------------------------------- answers that are words

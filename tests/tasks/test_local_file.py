@@ -1,17 +1,23 @@
-"""Anyone's own data: fields, splits, leaks, and what is said about a file that cannot be used."""
+"""Anyone's own data: kinds of files, fields, splits, leaks, what is left out, and what is said about what cannot be used."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+import types
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from cl_softcot.errors import UserError
+from cl_softcot.tasks import _sources
 from cl_softcot.tasks.local_file import LocalFile, question_key
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +158,7 @@ def test_a_missing_field_names_the_nearest(tmp_path):
     assert "`question: <field>`" in said
 
 
-@pytest.mark.parametrize("value", ["", "  ", None, [], ["x"], {"a": 1}])
+@pytest.mark.parametrize("value", ["", "  ", None, [], ["x"], {"a": 1}, float("nan"), float("inf")])
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_an_empty_or_structured_question_or_answer(tmp_path, field, value):
     row = {"question": "q", "steps": [], "answer": "a"} | {field: value}
@@ -209,7 +215,8 @@ def test_unknown_settings_are_refused():
 
 
 def test_a_field_says_the_split(tmp_path):
-    told = [("train", 4), ("valid", 2), ("test", 3), ("Validation", 1), ("DEV", 1), ("Test", 1)]
+    told = [("train", 2), ("TRAINING ", 2), ("valid", 1), (" val", 1), ("test", 2), ("testing", 1)]
+    told += [("Validation", 1), ("DEV", 1), ("Test", 1)]
     data, first = [], 0
     for split, n in told:
         data += rows(n, first, part=split)
@@ -296,3 +303,304 @@ def test_the_same_in_every_process(tmp_path):
         command = [sys.executable, "-c", code, path, other]
         said.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert len(said) == 1
+
+
+# --------------------------------------------------------------------------------------------------- what is left out
+
+
+def counted(task: LocalFile) -> dict[str, int]:
+    """The numbers of the one line."""
+    words = "rows train valid test duplicates conflicts empty that".split()
+    return {word: int(found[1]) for word in words if (found := re.search(rf"(\d+) {word}", task.about()))}
+
+
+def test_one_line_says_what_became_of_every_row(tmp_path):
+    a, b, c = rows(3, part="train")
+    data = [
+        *(a, {**a, "question": "WHAT is 0  plus 1 ?"}),  # a duplicate
+        *(b, {**b, "part": "test"}),  # in two splits
+        *(c, {**c, "part": "test", "answer": "4"}, c),  # conflicts, wherever they stand
+        *({**a, "question": " "}, {**a, "answer": None}),
+        *rows(2, 10, part="dev"),
+    ]
+    path = write(tmp_path / "my.jsonl", data)
+    task = make(path, split_field="part")
+    wanted = {"rows": 11, "train": 1, "valid": 2, "test": 1, "duplicates": 1, "conflicts": 3, "empty": 2, "that": 1}
+    assert counted(task) == wanted and "\n" not in task.about()
+    assert f"[{path}:2]" in task.about() and f"[{path}:8, {path}:9]" in task.about()
+    assert questions(task, "train") == {a["question"]} and questions(task, "test") == {b["question"]}
+    with pytest.raises(UserError, match="2 empty"):
+        task.examples("train", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "kept"),
+    [
+        ("words", "Paris", "paris .", 0),
+        ("words", "Paris", " paris. ", 1),
+        ("number", "1,200", 1200.0, 1),
+        ("number", "$3", "4", 0),
+        ("choice", True, "yes", 1),
+        ("choice", "no", "Yes", 0),
+    ],
+)
+def test_answers_are_in_conflict_where_the_judge_tells_them_apart(tmp_path, kind, first, second, kept):
+    data = [{"question": q, "answer": a} for q, a in (("How many?", first), ("how  many?", second))]
+    task = make(write(tmp_path / "my.jsonl", data), kind=kind, steps=None)
+    found = counted(task)
+    assert sum(len(task.examples(s, task.count(s), 0)) for s in ("train", "valid", "test")) == kept
+    assert (found["duplicates"], found["conflicts"]) == ((1, 0) if kept else (0, 2))
+
+
+# ------------------------------------------------------------------------------------------ all that is wrong, at once
+
+
+def places(said: str, path: str) -> list[str]:
+    return [line.removeprefix(path).split(": ")[0] for line in said.splitlines() if line.startswith(path)]
+
+
+def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
+    odd = [
+        {"question": "a", "steps": [{"text": "x"}], "answer": "1"},
+        "not json",
+        {"question": "a", "steps": []},
+        rows(1)[0],
+        '{"question": "\\ud800", "steps": ["\\udfff"], "answer": "1"}',
+        {"question": "two\nlines are fine", "steps": [], "answer": "1\n2"},
+        '{"question": "a", "steps": [], "answer": "1", "answer": "2"}',
+        '{"question": "a", "steps": [], "answer": ' + 5000 * "9" + "}",
+        50000 * "[",
+        {"question": "esc \x1b[31m", "steps": [], "answer": "1"},
+        {"question": "tab\tand\x0cpage", "steps": [], "answer": "1"},
+    ]
+    path = write(tmp_path / "my.jsonl", odd)
+    said = complaint(path)
+    assert places(said, path) == [":1", ":2:1", ":3", ":5", ":5", ":6", ":7", ":8", ":9", ":10"]
+    for words in ("{'text': 'x'}", "no field 'answer'", "U+D800", "U+DFFF", "several lines", "twice", "U+001B"):
+        assert words in said
+    said.encode()  # whatever is in the file, the message can be printed
+    write(tmp_path / "my.jsonl", 50 * ["x"])
+    assert len(places(complaint(path), path)) == 20 and "30 more: 50 problems" in complaint(path)
+
+
+def test_the_problems_of_all_files_are_told_together(tmp_path):
+    train, test = write(tmp_path / "a.jsonl", [*rows(1), "x"]), write(tmp_path / "b.jsonl", ["y"])
+    said = complaint(train, test_path=test, valid_path=str(tmp_path / "none.jsonl"))
+    assert f"{train}:2:1: " in said and f"{test}:1:1: " in said and "none.jsonl: no such file" in said
+
+
+@pytest.mark.parametrize(
+    "steps", [[None], ["x", None], [{"a": 1}], [["a", "b"]], [True], [float("nan")], float("nan"), ["\ud800"], ["a\x00"]]
+)
+def test_steps_that_are_no_text(tmp_path, steps):
+    path = write(tmp_path / "my.jsonl", [*rows(1), {"question": "q", "steps": steps, "answer": "a"}])
+    assert complaint(path).startswith(f"{path}:2: ") and "field 'steps'" in complaint(path)
+
+
+@pytest.mark.parametrize("answer", ["a\nb", "### 5", "Answer: 3", "####"])
+def test_an_answer_that_could_never_count_as_right(tmp_path, answer):
+    path = write(tmp_path / "my.jsonl", [*rows(1), {"question": "q", "steps": [], "answer": answer}])
+    assert complaint(path).startswith(f"{path}:2: ") and "never count as right" in complaint(path)
+
+
+# ------------------------------------------------------------------------------------------------------ kinds of files
+
+
+ODD = [['multi\nline, "q"\u2028!', "007"], ["b", "NA"], ["c", "null"], ["d", "1.50"], ["\u00e9", "nan"], ["f", "True"]]
+
+
+def saved(path: Path, kind: str) -> None:
+    """The rows of ``ODD`` as a file of some kind."""
+    import pandas
+
+    table = pandas.DataFrame(ODD, columns=["question", "answer"])
+    if kind in ("csv", "tsv"):
+        text = table.to_csv(None, sep="," if kind == "csv" else "\t", index=False, lineterminator="\r\n")
+        path.write_text("\ufeff" + text, encoding="utf-8", newline="")
+    elif kind == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=kind == "jsonl", indent=None if kind == "jsonl" else 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind, packed):
+    path = tmp_path / f"my.{kind}"
+    saved(path, kind)
+    if packed:
+        path.with_name(f"{path.name.upper()}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path = path.with_name(f"{path.name.upper()}.gz")
+    task = make(str(path), steps=None)
+    found = [e for split in ("train", "valid", "test") for e in everything(task, split)]
+    assert [[e.question, e.answer] for e in sorted(found, key=lambda e: int(e.id.split("/")[2]))] == ODD
+    assert {int(e.id.split("/")[2]) for e in found} == {1, 2, 3, 4, 5, 6}
+
+
+def test_steps_of_a_table(tmp_path):
+    import pandas
+
+    path = tmp_path / "my.csv"
+    path.write_text('question,answer,steps\nq,a,"one\ntwo"\nr,a,\n')
+    assert {e.question: e.steps for s in ("train", "valid", "test") for e in everything(make(str(path)), s)} == {
+        "q": ("one", "two"),
+        "r": (),
+    }
+    table = {"question": ["q", "r", None], "answer": [Decimal("1.50"), Decimal(2), None], "steps": [["one", "two"], None, []]}
+    pandas.DataFrame(table).to_parquet(tmp_path / "my.parquet")
+    task = make(str(tmp_path / "my.parquet"))
+    found = {e.question: (e.steps, e.answer) for s in ("train", "valid", "test") for e in everything(task, s)}
+    assert found == {"q": (("one", "two"), "1.50"), "r": ((), "2.00")} and counted(task)["empty"] == 1
+
+
+BROKEN = [
+    ("a.csv", b"question,answer\na,1\nb,caf\xe9\nc\nd,1,2\n,\ne,5\n", [":3", ":4 (row 3)", ":5 (row 4)"], "UTF-8"),
+    ("a.csv", 'question,answer\n"a\nb",1\n"x" y,2\nc\n', [":4", ":5 (row 2)"], "doubled"),
+    ("a.csv", 'question,answer\na,1\n"open,1\nb,2\n', [":3"], "unexpected end"),
+    ("a.csv", "question;answer\na;1\n", [":1"], "part them by commas"),
+    ("a.csv", "question,answer,answer\na,1,2\n", [":1"], "two columns"),
+    ("a.csv", "qestion,answer\na,1\nb,1\n", [":1"], "did you mean 'qestion'"),
+    ("a.csv", "question,answer\n", [":1"], "empty"),
+    ("a.csv", "question,answer\na\x00,1\n", [":2 (row 1)"], "U+0000"),
+    ("a.csv", "question,answer\na,1\n".encode("utf-16"), [""], "UTF-16"),
+    ("a.tsv", 'question\tanswer\n"hi" she\tB\n', [":2"], "doubled"),
+    ("a.json", '[\n{"question": "a", "answer": "1"},\n3, []\n]', [":3 (row 2)", ":3 (row 3)"], "not an object"),
+    ("a.json", '[\n{"question": "a", "answer": {}},\n{"question": "b"} oops]', [":2 (row 1)", ":3:19", ":3 (row 2)"], "','"),
+    ("a.json", '[{"question": "a", "answer": "1"},]', [":1:35"], "not JSON"),
+    ("a.json", '{\n"data": [{"question": "a", "answer": "1"}]}', [""], "not a list"),
+    ("a.json", 50000 * "[", [":1 (row 1)"], "too deeply"),
+    ("a.json", "[]", [""], "empty"),
+    ("a.jsonl", '[\n{"question": "a", "answer": "1"}]', [":1:2"], ".json file"),
+    ("a.parquet", "nope", [""], "parquet"),
+    ("a.jsonl.gz", b"nope", [""], "gzip"),
+    ("a.jsonl.gz", gzip.compress(b'{"question": "a", "answer": "1"}')[:-9], [""], "gzip"),
+    ("a.jsonl", gzip.compress(b"x"), [""], "end in .gz"),
+    ("a.xlsx", "PK", [""], "known, each also with .gz"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "where", "words"), BROKEN)
+def test_a_broken_file_is_told_with_all_its_places(tmp_path, name, content, where, words):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = complaint(str(path), steps=None)
+    assert places(said, str(path)) == where and words in said
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "my.jsonl")
+    assert "no regular file" in complaint(str(tmp_path / "my.jsonl")) and "cannot read" in complaint("a\0b.jsonl")
+    assert "cannot read" in complaint("~nobody_is_called_so/x.csv")
+
+
+# ------------------------------------------------------------------------------------------------------------- the hub
+
+
+class Table(list):
+    """A split as the hub's library gives it, from its cache."""
+
+    cache_files = [{"filename": f"/cache/some___set/main/0.0.0/{'ab' * 20}/set-train.arrow"}]
+
+
+def hub(monkeypatch, splits: dict) -> list:
+    asked = []
+
+    def load_dataset(path, name=None, *, split=None, revision=None):
+        asked.append((path, name, split, revision))
+        if split not in splits:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
+        return splits[split]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    _sources.read_hub.cache_clear()
+    return asked
+
+
+def from_hub(**settings) -> LocalFile:
+    return LocalFile(LocalFile.Settings(hub="some/set", **settings), "mine")
+
+
+def sizes(task: LocalFile) -> list[int]:
+    return [len(everything(task, s)) for s in ("train", "valid", "test")]
+
+
+def test_a_data_set_of_the_hub(monkeypatch):
+    asked = hub(monkeypatch, {"train": Table(rows(50)), "validation": Table(rows(8, 50)), "test": Table(rows(9, 57))})
+    task = from_hub(config="main", revision="v1")
+    assert not task.at_hand() and asked == []
+    assert sizes(task) == [50, 7, 9] and counted(task)["that"] == 1
+    assert task.about().endswith(f"from the hub: some/set/main, commit {'ab' * 20}")
+    assert task.examples("test", 9, 0)[0].id.startswith("mine/test/")
+    assert set(asked) == {("some/set", "main", split, "v1") for split in ("train", "validation", "test")}
+
+
+def test_splits_of_the_hub_that_are_named_and_those_that_it_has_not(monkeypatch):
+    hub(monkeypatch, {"train": rows(200), "part": rows(5, 300)})
+    cut = from_hub()
+    assert sum(sizes(cut)) == 200 and all(sizes(cut)) and "revision not known" in cut.about()
+    named = from_hub(hub_split={"train": "train", "test": "part"}, revision="v1")
+    assert sizes(named)[2] == 5 and sum(sizes(named)[:2]) == 200 and "revision v1" in named.about()
+    assert sizes(from_hub(hub_split={"test": "part"})) == [0, 0, 5]
+    with pytest.raises(UserError, match="Should be one of"):
+        from_hub(hub_split={"train": "nope"}).count("train")
+    hub(monkeypatch, {"all": rows(5)})
+    with pytest.raises(UserError, match="say which splits it has: `hub_split:"):
+        from_hub().count("train")
+    hub(monkeypatch, {"train": [*rows(2), {"question": "q", "steps": [None], "answer": {}}]})
+    with pytest.raises(UserError, match=r"^some/set \(train\): row 3: .*'answer'.*\nsome/set \(train\): row 3: .*None"):
+        from_hub().count("train")
+
+
+def test_a_folder_by_the_hubs_own_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.jsonl", rows(5))
+    write(folder / "test.jsonl", rows(3, 5))
+    _sources.read_hub.cache_clear()
+    task = LocalFile(LocalFile.Settings(hub=str(folder), split_field=None, hub_split={"train": "train", "test": "test"}), "mine")
+    assert sizes(task)[2] == 3 and sum(sizes(task)) == 8
+    with pytest.raises(UserError, match="a kind of file"):
+        LocalFile(LocalFile.Settings(hub="json"), "mine").count("train")
+
+
+def test_offline_is_one_sentence_within_seconds(monkeypatch):
+    """Where nothing answers, the hub's library would ask for half a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    _sources.read_hub.cache_clear()
+    started = time.monotonic()
+    with pytest.raises(UserError, match="nobody/nothing.*cannot be had from the hub"):
+        LocalFile(LocalFile.Settings(hub="nobody/nothing"), "mine").count("train")
+    assert time.monotonic() - started < 6
+    import datasets
+
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hub": "a/b", "path": "c"},
+        {"path": "c", "config": "main"},
+        {"path": "c", "hub_split": {"train": "x"}},
+        {"hub": "a/b", "hub_split": {"tset": "x"}},
+        {"hub": "a/b", "hub_split": {"train": "x", "test": "x"}},
+        {"hub": "a/b", "hub_split": {"test": "x"}, "test_path": "c"},
+        {"hub": "a/b", "trust_remote_code": True},
+    ],
+)
+def test_sources_that_do_not_go_together(settings):
+    with pytest.raises(ValidationError):
+        LocalFile.Settings(**settings)
+
+
+def test_new_settings_that_are_not_used_leave_a_fingerprint_as_it_was():
+    from cl_softcot.additions import identity_of
+
+    known = {"path", "valid_path", "test_path", "question", "steps", "answer", "split_field", "family"}
+    assert set(identity_of(LocalFile.Settings(path="x"))) == known

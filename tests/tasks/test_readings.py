@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cl_softcot.tasks._judging import Answers, Choice, Number, Option, Words
+from cl_softcot.tasks._judging import AnswerKind, Choices, Numbers, Options, Words
 from cl_softcot.tasks.base import Example, Task
 from cl_softcot.tasks.prosqa import ProsQA
 
@@ -20,14 +20,14 @@ JUDGED = rows_of("judged.jsonl")
 READ = rows_of("read_by_hand.jsonl")
 
 
-def kind_of(row) -> Answers:
+def kind_of(row) -> AnswerKind:
     if row["kind"] == "number":
-        return Number()
+        return Numbers()
     if row["kind"] == "option":
-        return Option(row["options"])
+        return Options(row["options"])
     if row["kind"] == "words":
         return Words(row["gold"])
-    return Choice("True", "False") if row.get("task") == "prontoqa" else Choice("Yes", "No")
+    return Choices("True", "False") if row.get("task") == "prontoqa" else Choices("Yes", "No")
 
 
 def verdict(row, reading: str) -> str:

@@ -64,6 +64,8 @@ def _fingerprints(study: Study) -> list[list[str]]:
     rows = [["experiment fingerprint", str(study.record["config_fingerprint"])]] if "config_fingerprint" in study.record else []
     base = kept.base_sha256(study.folder)
     rows += [["test data, base's answers (base.json)", f"SHA-256 {base}"]] if base else []
+    about = study.record.get("task_data")
+    rows += [[f"data of {task}", str(line)] for task, line in about.items()] if isinstance(about, dict) else []
     frozen = study.runs[0].frozen
     return [*rows, ["backbone", f"SHA-256 {frozen.backbone_sha256_before}"]]
 

@@ -3,10 +3,10 @@
 from cl_softcot.tasks._judging.numbers import numbers_in, numeral
 from cl_softcot.tasks._judging.options import LETTERS, lettered, options_in, options_meta, with_options
 from cl_softcot.tasks._judging.readings import (
-    Answers,
-    Choice,
-    Number,
-    Option,
+    AnswerKind,
+    Choices,
+    Numbers,
+    Options,
     Stated,
     choice_in,
     number_in,
@@ -15,6 +15,6 @@ from cl_softcot.tasks._judging.readings import (
 from cl_softcot.tasks._judging.words import Words, answer_of
 
 __all__ = [
-    "LETTERS", "Answers", "Choice", "Number", "Option", "Stated", "Words", "answer_of", "choice_in", "lettered", "number_in",
+    "LETTERS", "AnswerKind", "Choices", "Numbers", "Options", "Stated", "Words", "answer_of", "choice_in", "lettered", "number_in",
     "numbers_in", "numeral", "option_in", "options_in", "options_meta", "with_options",
 ]  # fmt: skip

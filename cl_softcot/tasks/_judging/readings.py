@@ -27,7 +27,7 @@ class Found:
     settled: bool = False
 
 
-class Answers(ABC):
+class AnswerKind(ABC):
     """What the answers to a question are, and how to read one out of a text. None: there is none, or there are several."""
 
     def strict(self, text: str) -> str | None:
@@ -108,7 +108,7 @@ def _plain_line(line: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ kinds
 
 
-class Number(Answers):
+class Numbers(AnswerKind):
     """A number, by its value (``numbers``)."""
 
     def named(self, place: str) -> set[str]:
@@ -122,7 +122,7 @@ class Number(Answers):
 
 
 @dataclass(frozen=True)
-class Option(Answers):
+class Options(AnswerKind):
     """One of the options, by its letter or its words (``options``)."""
 
     options: Mapping[str, str]
@@ -167,7 +167,7 @@ _CONCLUSION = re.compile(r"\b(?:so|therefore|thus|hence|which leaves|leaving|lea
 
 
 @dataclass(frozen=True)
-class Choice(Answers):
+class Choices(AnswerKind):
     """One of two words, or yes/true and no/false for them (``choices``)."""
 
     yes: str
@@ -200,7 +200,7 @@ class Choice(Answers):
 
 
 @dataclass(frozen=True)
-class Stated(Answers):
+class Stated(AnswerKind):
     """Answers of a task's own: ``names`` finds those that a line names; ``counts`` says whether an unmarked line may name one."""
 
     names: Callable[[str], set[str]]
@@ -224,14 +224,14 @@ class Stated(Answers):
 
 def number_in(text: str) -> str | None:
     """The number that a person would take for a text's answer."""
-    return Number().flexible(text)
+    return Numbers().flexible(text)
 
 
 def option_in(text: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that a person would take for a text's answer."""
-    return Option(options).flexible(text)
+    return Options(options).flexible(text)
 
 
 def choice_in(text: str, yes: str, no: str) -> str | None:
     """``yes`` or ``no`` (these are what is returned), whichever a person would take for a text's answer."""
-    return Choice(yes, no).flexible(text)
+    return Choices(yes, no).flexible(text)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cl_softcot.tasks._judging.readings import Answers, Found
+from cl_softcot.tasks._judging.readings import AnswerKind, Found
 from cl_softcot.tasks._judging.said import is_finished, plain, sentences
 
 _MARKER = re.compile(r"(?:^|(?<=\s))(?:####?|answer|Answer(?=:))(?=\s|:|$):?")
@@ -37,7 +37,7 @@ def _marked(text: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Words(Answers):
+class Words(AnswerKind):
     """Words that are told by comparing them: ``gold`` is the right ones."""
 
     gold: str
