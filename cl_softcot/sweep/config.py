@@ -344,7 +344,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     if config is not None and not problems:
         problems = sorted(_against_experiment(config, tree))
     if problems:
-        raise UserError("\n".join(map(str, problems)))
+        raise UserError(yaml.told(problems))
     return config
 
 
