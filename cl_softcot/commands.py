@@ -39,7 +39,7 @@ def guarded(
         environment: variables to set where the user has not.
         stopped: what is said after Ctrl-C.
         tells: whether this process tells of a mistake that all processes of a launch find.
-        shown: an error's text as it may be printed.
+        shown: an error's text as it may be printed; passwords of addresses are hidden anyway.
     """
     for name, value in (environment or {}).items():
         os.environ.setdefault(name, value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -60,6 +61,11 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDI
 _BROKEN = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, 121}  # 121: Linux' EREMOTEIO
 
 
+def is_foreseen(error: OSError) -> bool:
+    """A full disk or a forbidden path: nothing is broken."""
+    return error.errno in _NO_SPACE | _FORBIDDEN
+
+
 def of_system(error: OSError, path: object = None) -> UserError:
     """An error of the system as one that tells what to do about it. ``path``: what was written, where the error does not say."""
     where = error.filename if error.filename is not None else path
@@ -78,6 +84,15 @@ def of_system(error: OSError, path: object = None) -> UserError:
     found = UserError(told, where=place, fix=fix)
     found.__cause__ = error
     return found
+
+
+@contextmanager
+def in_sentences(path: object = None) -> Iterator[None]:
+    """Turns every error of the system inside the block into a `UserError`: for the edge of what programs call."""
+    try:
+        yield
+    except OSError as error:
+        raise of_system(error, path) from error
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cl_softcot.errors import UserError, of_system
+from cl_softcot.errors import UserError, is_foreseen, of_system
 from cl_softcot.printable import visible
 
 # Bounds of what is read: far above what this package writes, far below what stops a machine.
@@ -231,14 +231,16 @@ def unpacked(path: str | Path, limit: int = MAX_UNPACKED) -> bytes:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turns what the system refuses inside the block (a full disk, a forbidden path, a broken disk) into a `UserError`.
+    """Turns a full disk or a forbidden path inside the block into a `UserError`; other errors pass (`commands.in_words` tells them).
 
     For writers that cannot use the functions of this module, such as safetensors' own.
     """
     try:
         yield
     except OSError as error:
-        raise of_system(error, path) from error
+        if is_foreseen(error):
+            raise of_system(error, path) from error
+        raise
     except ValueError as error:
         if "null" not in str(error):
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 MASK = "***"
@@ -130,6 +131,17 @@ def _seen(letter: str, lines: bool) -> str:
 def printable(text: str) -> str:
     """A message as it may be printed: ``hide`` and ``visible``."""
     return visible(hide(text))
+
+
+_TICK = re.compile(r"\$\\mathdefault\{[-−+\d.^{}\s]*(\\times)?[-−+\d.^{}\s]*\}\$")
+
+
+def plain_figure(figure: Any) -> Any:
+    """A drawing of matplotlib's in which names with ``$`` are no formulas, which might not even be ones; ticks' powers are."""
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        if "$" in text.get_text() and not _TICK.fullmatch(text.get_text()):
+            text.set_parse_math(False)
+    return figure
 
 
 _MARKS = re.compile(

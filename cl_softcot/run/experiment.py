@@ -308,7 +308,7 @@ class Orchestration:
         path, short = self.place.run(spec.key).error, f"{type(error).__name__}: {error}"
         try:
             atomic_write_text(path, printable("".join(traceback.format_exception(error))))
-        except (UserError, UnicodeError) as unwritten:
+        except (UserError, OSError, UnicodeError) as unwritten:
             return f"{short} (its traceback could not be kept: {unwritten})"
         return f"{short} (see {path})"
 

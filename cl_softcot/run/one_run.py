@@ -66,7 +66,7 @@ def run_one(
             result = run.result(provenance)
             processes.from_main(lambda: run.finish(result))
     except BaseException as error:
-        with suppress(UserError):  # the disk that ended the run takes no last word either
+        with suppress(UserError, OSError):  # the disk that ended the run takes no last word either
             log.status("KILLED" if isinstance(error, StopRun | KeyboardInterrupt | LaneStopped) else "FAILED")
         raise
     return result

@@ -19,6 +19,7 @@ from cl_softcot.config.fingerprint import to_data
 from cl_softcot.config.loading import load_experiment, validated
 from cl_softcot.config.yaml import Problem, Tree
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.printable import holds_password
 from cl_softcot.sweep import objectives
 from cl_softcot.sweep.space import Distribution, as_override, samples
 
@@ -122,7 +123,7 @@ class StorageConfig(_Named):
     @field_validator("url")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
-        if url and re.match(r"[^:]+://[^@/]*:[^@/]*@", url):
+        if url and (holds_password(url) or holds_password(f"postgresql://?{'&'.join(url.split())}")):  # or as key=value words
             wrong = "an address in a file must not hold a password: put it into PGPASSWORD, ~/.pgpass or url_env"
             raise PydanticCustomError("said", "{said}", {"said": wrong})  # without what was given
         return url
