@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -56,20 +58,28 @@ def guarded(
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError as error:
-        if _output_is_gone():
-            return OUTPUT_CLOSED
-        return _ended(error)
+    except SystemExit:  # of argparse
+        _output_is_gone()
+        raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_gone():
+            return OUTPUT_CLOSED
         told = _ended(error)
         if told is None:
             raise
         return told
+    finally:
+        _output_is_gone()
 
 
 def _flushed(status: int) -> int:
     """Now rather than at the interpreter's exit, where nothing could be said about it."""
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"what was to be printed could not be: {error.strerror}", where="standard output") from error
     return status
 
 
@@ -82,8 +92,6 @@ def _ended(error: Exception) -> int | None:
     if told is not None:
         _show_traceback(error)
         _tell(str(told))
-        if isinstance(error, OSError):
-            _output_is_gone()
         return told.exit_status
     text = "".join(traceback.format_exception(error))
     if printable.hide(text) == text:
@@ -137,12 +145,17 @@ def _never_fail_to_print() -> None:
 def _output_is_gone() -> bool:
     """Whether nobody reads what is printed (``| head``), or it cannot be written; the interpreter must not try again at its exit."""
     try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+        if not gone:
+            sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        gone = isinstance(sys.exc_info()[1], OSError) and not isinstance(sys.exc_info()[1], io.UnsupportedOperation)
+    if gone:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
 
 
 def called(command: str = "") -> str:
