@@ -231,7 +231,7 @@ def unpacked(path: str | Path, limit: int = MAX_UNPACKED) -> bytes:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turns a full disk or a forbidden path inside the block into a `UserError`; other errors pass (`commands.in_words` tells them).
+    """Turns a full disk or a forbidden path inside the block into a `UserError`; other errors pass (see `commands.in_words`).
 
     For writers that cannot use the functions of this module, such as safetensors' own.
     """

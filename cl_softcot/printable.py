@@ -87,7 +87,7 @@ def _known_secrets() -> list[str]:
 
 
 def _pieces(address: str) -> set[str]:
-    """The password of an address, as it is written, as it reads, and what a parser may make of it that takes / or @ for its end."""
+    """The password of an address as it is written, as it reads, and in the pieces of a parser that takes / or @ for its end."""
     written = {m[3] for m in _USERINFO.finditer(address) if _masked(m) != m[0]} | {m[2] for m in _PARAMETER.finditer(address)}
     whole = {text for secret in written for text in (secret, unquote(secret), unquote(unquote(secret)))}
     return whole | {part for text in whole for part in re.split(r"[/@:?#&%\s]", text)}

@@ -185,7 +185,7 @@ def parse(text: str, name: str, source: int = 0) -> Tree:
     """Reads one YAML document; `name` is what places in it are called.
 
     Raises:
-        UserError: if it is not YAML at all, or larger or deeper than what is read. Everything else is among the tree's `problems`.
+        UserError: if it is not YAML at all, or beyond the bounds of what is read. All else is among the tree's `problems`.
     """
     name = visible(hide(name), lines=False)
     if len(text) > MAX_BYTES:

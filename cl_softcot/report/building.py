@@ -39,8 +39,8 @@ def build(
     """Writes the report of one or several studies; returns its page and the studies.
 
     Args:
-        metrics: ``package.module:function`` of metrics that are computed of all runs, beside those that their records hold. What a
-            folder names is not imported.
+        metrics: ``package.module:function`` of metrics that are computed of all runs, beside those that their records hold. What
+            a folder names is not imported.
 
     Raises:
         UserError: for folders without runs, unknown methods, and studies in which nothing is comparable.

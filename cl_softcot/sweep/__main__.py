@@ -159,8 +159,8 @@ def _tell_jobs(sweep: SweepConfig) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from cl_softcot.sweep.folder import find
     from cl_softcot.registry import only_builtin
+    from cl_softcot.sweep.folder import find
     from cl_softcot.sweep.report import write_report
 
     with only_builtin("a sweep's folder"):

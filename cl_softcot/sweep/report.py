@@ -315,9 +315,7 @@ def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]], text: int = 0) ->
     """`text`: how many first columns are text."""
 
     def cells(row: Sequence[Any], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=text' if i < text else ''}>{_escape(cell)}</{tag}>" for i, cell in enumerate(row)
-        )
+        return "".join(f"<{tag}{' class=text' if i < text else ''}>{_escape(cell)}</{tag}>" for i, cell in enumerate(row))
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"

@@ -70,7 +70,9 @@ def test_very_many_problems_are_told_short(tmp_path, capsys):
     assert "... and 351 more problems" in (said := capsys.readouterr().err) and said.count("\n") < 60
 
 
-@pytest.mark.parametrize("text", ["a." * 5000 + "b=1", "train.steps=" + "9" * 5000, "output_dir=\udcff", "a\0b=1", "=", "x=" + "[" * 9000])
+@pytest.mark.parametrize(
+    "text", ["a." * 5000 + "b=1", "train.steps=" + "9" * 5000, "output_dir=\udcff", "a\0b=1", "=", "x=" + "[" * 9000]
+)
 def test_an_override_beyond_bounds_is_one_message(text, tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(WORKING)
     assert run([str(tmp_path / "x.yaml"), text, "--dry-run"]) == 2

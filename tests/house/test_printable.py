@@ -131,5 +131,7 @@ def test_nobody_reads_or_the_disk_behind_it_is_full():
     done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{code}" | head -c 0; echo ${{PIPESTATUS[0]}}'],
                           capture_output=True, text=True, timeout=60, env=environment)  # fmt: skip
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
-    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{code}" > /dev/full'], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{code}" > /dev/full'], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

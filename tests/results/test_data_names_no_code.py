@@ -34,7 +34,9 @@ def evil(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["evil:Task", "os:system", "downloaded.evil:Anything", "grph", "../graph", "base", "_judging", "", None, 3])
+@pytest.mark.parametrize(
+    "name", ["evil:Task", "os:system", "downloaded.evil:Anything", "grph", "../graph", "base", "_judging", "", None, 3]
+)
 def test_only_our_own_tasks_are_families(name):
     with pytest.raises(UserError, match="no task of this package"):
         registry.find_builtin("task", name, where="folder/cl_softcot.json")
@@ -49,7 +51,11 @@ def test_a_model_folder_names_no_code(evil):
     folder = evil / "downloaded"
     shutil.copytree(Path(tiny).parent / "assistant", folder)
     marker = json.loads((Path(tiny).parent / "backbone" / "cl_softcot.json").read_text())
-    for families, told in [({"x": "evil:Task"}, "no task"), ({"x": "local_file"}, "would have to be told"), (["x"], "map of texts")]:
+    for families, told in [
+        ({"x": "evil:Task"}, "no task"),
+        ({"x": "local_file"}, "would have to be told"),
+        (["x"], "map of texts"),
+    ]:
         (folder / "cl_softcot.json").write_text(json.dumps({**marker, "families": families}))
         with pytest.raises(UserError, match=told):
             _families_of(load_language_model(str(folder)))
@@ -59,8 +65,16 @@ def test_a_model_folder_names_no_code(evil):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("cl_softcot.json", '{"style": "words", "instructions": [], "step_separator": ";", "answer_marker": "a"}', "instructions"),
-        ("cl_softcot.json", '{"style": "words", "instructions": {}, "step_separator": 3, "answer_marker": "a"}', "step_separator"),
+        (
+            "cl_softcot.json",
+            '{"style": "words", "instructions": [], "step_separator": ";", "answer_marker": "a"}',
+            "instructions",
+        ),
+        (
+            "cl_softcot.json",
+            '{"style": "words", "instructions": {}, "step_separator": 3, "answer_marker": "a"}',
+            "step_separator",
+        ),
         ("cl_softcot.json", "[" * 9999, "nested deeper"),
         ("config.json", "[]", "should hold a map"),
         ("config.json", '{"model_type": 3}', "of a kind"),
@@ -128,7 +142,17 @@ def test_no_file_outside_of_a_run_is_sent(tmp_path):
     (run.path / "link.txt").symlink_to(secret)
     (run.path / "away").symlink_to(tmp_path)
     (run.path / "within.txt").symlink_to(run.path / "mine.txt")
-    for name in ("../secret.txt", str(secret), "figures/../../secret.txt", "link.txt", "away/secret.txt", "a\0b", "figures", "", 3):
+    for name in (
+        "../secret.txt",
+        str(secret),
+        "figures/../../secret.txt",
+        "link.txt",
+        "away/secret.txt",
+        "a\0b",
+        "figures",
+        "",
+        3,
+    ):
         assert run.inside(name) is None, name
     (tmp_path / "elsewhere").symlink_to(run.path)
     for place in (run.path, tmp_path / "elsewhere"):
