@@ -143,7 +143,7 @@ def _never_fail_to_print() -> None:
 
 
 def _output_is_gone() -> bool:
-    """Whether nobody reads what is printed (``| head``), or it cannot be written; the interpreter must not try again at its exit."""
+    """Whether nobody reads what is printed (``| head``), or it cannot be written: the interpreter must not try again."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)

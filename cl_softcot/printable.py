@@ -57,7 +57,8 @@ def hide(text: str) -> str:
     'cannot reach postgresql://me:***@host/db?password=***'
     """
     for secret in _known_secrets():
-        text = text.replace(secret, MASK)
+        if secret in text:  # as a word of its own: a weak password is a part of many words
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", MASK, text)
     if "=" in text or "://" in text or "%3" in text:
         text = _USERINFO.sub(_masked, text)
         text = _HTTP_USER.sub(rf"\1{MASK}@", text)
@@ -83,7 +84,7 @@ def _known_secrets() -> list[str]:
             found.add(value)
         elif "://" in value and len(value) < 4096 and _ADDRESS.match(value):
             found |= _pieces(value)
-    return sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True)
+    return sorted((secret for secret in found if len(secret) >= 3), key=len, reverse=True)
 
 
 def _pieces(address: str) -> set[str]:

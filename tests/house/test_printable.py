@@ -52,7 +52,7 @@ def test_secrets_of_the_environment_are_hidden_in_pieces_too(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:HUNT/ER22@host/db")
     monkeypatch.setenv("PGPASSWORD", "verysecret")
     assert hide("invalid literal for int() with base 10: 'HUNT'") == "invalid literal for int() with base 10: '***'"
-    assert hide("host 'ER22', tried verysecret") == "host '***', tried ***"
+    assert hide("host 'ER22', tried verysecret, veryverysecret") == "host '***', tried ***, veryverysecret"
     assert without_user("http://me:x@host:5000/a") == "http://host:5000/a"
 
 
