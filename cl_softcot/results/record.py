@@ -358,7 +358,11 @@ def _misshapen(record: RunRecord) -> Iterator[str]:
     accuracy, tasks = record.accuracy, len(record.tasks)
     if not accuracy.matrix or None in accuracy.matrix[0]:
         yield "accuracy.matrix: has no first row"
-    wide = {"matrix": accuracy.matrix, "intervals": accuracy.intervals or [], "unanswered": accuracy.unanswered or []}
+    wide: dict[str, Sequence[Sequence[Any]]] = {
+        "matrix": accuracy.matrix,
+        "intervals": accuracy.intervals or [],
+        "unanswered": accuracy.unanswered or [],
+    }
     for name, rows in wide.items():
         if any(len(row) != (tasks or len(accuracy.matrix[0])) for row in rows):
             yield f"accuracy.{name}: a row is not as long as the list of tasks"

@@ -34,6 +34,13 @@ def evil(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Drawing takes most of the time of a small report."""
+    empty = b'<svg width="1pt" height="1pt"></svg>'
+    monkeypatch.setattr("cl_softcot.report.writing.drawn", lambda name, draw: {"svg": empty, "pdf": b""})
+
+
 @pytest.mark.parametrize(
     "name", ["evil:Task", "os:system", "downloaded.evil:Anything", "grph", "../graph", "base", "_judging", "", None, 3]
 )
@@ -103,7 +110,7 @@ def test_malformed_files_of_a_model_are_one_sentence(name, content, told, tmp_pa
         load_language_model(str(folder))
 
 
-def test_what_a_results_folder_names_is_not_imported(evil):
+def test_what_a_results_folder_names_is_not_imported(evil, undrawn):
     study, said = write_study(evil / "study", {"a": METHODS["full_cot"], "b": METHODS["zero_shot_cot"]}, seeds=[0, 1]), []
     config = yaml.safe_load((study / "config.yaml").read_text())
     config["evaluate"]["metrics"] = ["evil:metric"]
@@ -183,7 +190,7 @@ def test_malformed_fields_of_a_result_are_one_sentence(change, told, tmp_path):
         read_record({**data, **change})
 
 
-def test_crafted_names_are_shown_and_not_obeyed(tmp_path):
+def test_crafted_names_are_shown_and_not_obeyed(tmp_path, undrawn):
     odd = "x|<img src=q>\x1b[2J\n# h \\input{a} $y$ [z](javascript:a) \ud800"
     study = write_study(tmp_path / "study", {"a": METHODS["full_cot"], "b": METHODS["zero_shot_cot"]}, seeds=[0, 1])
     for path in study.rglob("result.json"):
@@ -202,6 +209,19 @@ def test_crafted_names_are_shown_and_not_obeyed(tmp_path):
     results = load_results(study)
     for shown in (text, page.read_text(), tables, table_text(results), table_markdown(results)):
         assert "\x1b" not in shown and "\ud800" not in shown
+
+
+def test_names_in_drawings_are_no_formulas():
+    from cl_softcot.report.drawing import drawn, panels
+
+    def draw():
+        figure, [[axes]] = panels(1, 1)
+        axes.plot([1, 2], [1, 10], label="$\\frac{$ and $\\mathdefault{x}$")
+        axes.set(title="$y_{$", yscale="log", xticks=[1, 2], xticklabels=["$a^{$", "b"])
+        axes.legend()
+        return figure
+
+    assert drawn("x", draw)["svg"].startswith(b"<?xml")
 
 
 def test_tables_cannot_be_broken_out_of():
