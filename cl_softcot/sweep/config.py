@@ -123,7 +123,8 @@ class StorageConfig(_Named):
     @field_validator("url")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
-        if url and (holds_password(url) or holds_password(f"postgresql://?{'&'.join(url.split())}")):  # or as key=value words
+        words = url and "://" not in url and f"postgresql://?{'&'.join(url.split())}"  # libpq takes key=value words as well
+        if url and (holds_password(url) or (words and holds_password(words))):
             wrong = "an address in a file must not hold a password: put it into PGPASSWORD, ~/.pgpass or url_env"
             raise PydanticCustomError("said", "{said}", {"said": wrong})  # without what was given
         return url

@@ -18,6 +18,7 @@ from cl_softcot.files import read_json, read_jsonl, unpacked
 from cl_softcot.results import kept
 from cl_softcot.run.__main__ import main as run
 from cl_softcot.sweep.__main__ import main as sweep
+from cl_softcot.sweep.config import StorageConfig
 
 LAUGHS = "\n".join(["a0: &a0 [1, 1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 15))])
 MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{i}: &a{i}\n  <<: [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))])
@@ -156,6 +157,13 @@ def test_an_address_with_a_password_is_refused_in_a_file_and_not_shown(address, 
         assert sweep([str(tmp_path / "s.yaml"), "--dry-run"]) == 2
         said = capsys.readouterr().err
         assert "password" in said and not any(part in said for part in ("HUN", "TER2", "UNTER"))
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://me@127.0.0.1:1/db", "postgresql://h:5432/db?sslmode=require", "host=h user=me"]
+)
+def test_an_address_without_a_password_is_taken(address):
+    assert StorageConfig.model_validate({"kind": "postgresql", "url": address}).url == address
 
 
 def test_a_password_is_refused_in_an_experiment_and_behind_it_too(tmp_path, capsys):
