@@ -67,8 +67,8 @@ def is_foreseen(error: OSError) -> bool:
 
 
 def of_system(error: OSError, path: object = None) -> UserError:
-    """An error of the system as one that tells what to do about it. ``path``: what was written, where the error does not say."""
-    where = error.filename if error.filename is not None else path
+    """An error of the system as one that tells what to do about it. ``path``: what was to be written (default: what it names)."""
+    where = path if path is not None else error.filename
     place = None if where is None else os.fsdecode(where) if isinstance(where, bytes) else str(where)
     said = error.strerror or str(error) or type(error).__name__
     if error.errno in _NO_SPACE:
@@ -92,7 +92,7 @@ def in_sentences(path: object = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise of_system(error, path) from error
+        raise of_system(error, path if error.filename is None else None) from error
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -240,6 +240,7 @@ def explained(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if is_foreseen(error):
             raise of_system(error, path) from error
+        error.filename = str(path)  # of a write the system says none, of a file beside it that one's
         raise
     except ValueError as error:
         if "null" not in str(error):
