@@ -17,13 +17,17 @@ from cl_softcot.errors import UserError, did_you_mean
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _started(words))
+
+
+def _started(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0
     if words[0] == "--version":
         print(f"cl-softcot {__version__}")
         return 0
-    return guarded(lambda: _command(words[0])(words[1:]))
+    return _command(words[0])(words[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

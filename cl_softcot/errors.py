@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -51,6 +54,45 @@ class RunsFailed(UserError):
 
 class StopRun(Exception):
     """Raised by an `on_row`: the run ends there. What it did is kept, and a later start goes on from it."""
+
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_BROKEN = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, 121}  # 121: Linux' EREMOTEIO
+
+
+def is_foreseen(error: OSError) -> bool:
+    """A full disk or a forbidden path: nothing is broken."""
+    return error.errno in _NO_SPACE | _FORBIDDEN
+
+
+def of_system(error: OSError, path: object = None) -> UserError:
+    """An error of the system as one that tells what to do about it. ``path``: what was to be written (default: what it names)."""
+    where = path if path is not None else error.filename
+    place = None if where is None else os.fsdecode(where) if isinstance(where, bytes) else str(where)
+    said = error.strerror or str(error) or type(error).__name__
+    if error.errno in _NO_SPACE:
+        told = "disk full (or no file can be added to it): nothing could be written, and what was there before is intact"
+        fix = "Free some space (or move the folder with output_dir=PATH) and run the same command again."
+    elif error.errno in _FORBIDDEN:
+        told, fix = f"cannot be written: {said}", "Check the path and its permissions, or write elsewhere with output_dir=PATH."
+    elif error.errno in _BROKEN:
+        told = f"the disk or its connection failed: {said}"
+        fix = "What is finished is kept. Look after the disk (dmesg, the mount), and run the same command again."
+    else:
+        told, fix = f"cannot be read or written: {said}", "What is finished is kept; the same command goes on from there."
+    found = UserError(told, where=place, fix=fix)
+    found.__cause__ = error
+    return found
+
+
+@contextmanager
+def in_sentences(path: object = None) -> Iterator[None]:
+    """Turns every error of the system inside the block into a `UserError`: for the edge of what programs call."""
+    try:
+        yield
+    except OSError as error:
+        raise of_system(error, path if error.filename is None else None) from error
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -9,23 +9,33 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
 import random
+import re
 import secrets
 import socket
+import stat
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cl_softcot.errors import UserError
+from cl_softcot.errors import UserError, is_foreseen, of_system
+from cl_softcot.printable import visible
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+# Bounds of what is read: far above what this package writes, far below what stops a machine.
+MAX_BYTES = 1 << 30  # of a JSON file
+MAX_UNPACKED = 1 << 28  # of what a packed file holds
+MAX_DEPTH = 100  # of data in data
+MAX_DIGITS = 40  # of a whole number
+_LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 
 
 # --- JSON ------------------------------------------------------------------------------------------
@@ -80,45 +90,140 @@ def read_json(path: str | Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        UserError: if the file is missing, unreadable or not JSON (with line and column).
+        UserError: if the file is missing, unreadable or not JSON (with line and column), or is larger or nested deeper than any
+            file of ours.
     """
-    text = _read_text(path)
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON text as data, within bounds; ``where`` names its source in messages.
+
+    Raises:
+        UserError: if it is none, is nested deeper than ``MAX_DEPTH``, or holds a whole number of more than ``MAX_DIGITS`` digits.
+    """
     try:
-        return json.loads(text)
+        return _loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}:{error.colno}") from None
+        raise UserError(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}:{error.colno}") from None
+    except _OutOfBounds as error:
+        raise UserError(f"not data of ours: {error}", where=where) from None
+
+
+class _OutOfBounds(ValueError):
+    """JSON that is valid, and beyond what is read."""
+
+
+def _loads(text: str) -> Any:
+    try:
+        value = json.loads(text, parse_int=_bounded_int) if _LONG_NUMBER.search(text) else json.loads(text)
+    except RecursionError:
+        raise _OutOfBounds(f"it is nested deeper than {MAX_DEPTH}") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        raise _OutOfBounds(f"it is nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise _OutOfBounds(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        level = [part for part in inside if isinstance(part, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def read_jsonl(path: str | Path, *, missing_ok: bool = False) -> list[Any]:
     """One value a line. A last line that a crash cut off is left out; empty lines are skipped.
 
     Raises:
-        UserError: if the file is missing (unless `missing_ok`), or a line before the last is not JSON.
+        UserError: if the file is missing (unless `missing_ok`), or a line before the last is not JSON, or is out of bounds.
     """
     if missing_ok and not Path(path).exists():
         return []
-    lines = _read_text(path).split("\n")  # not splitlines(): a JSON string may hold U+2028 and the like
+    lines = read_text(path).split("\n")  # not splitlines(): a JSON string may hold U+2028 and the like
     values = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            values.append(json.loads(line))
+            values.append(_loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines):  # no newline behind it: the writer was killed in the middle
                 break
             raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}") from None
+        except _OutOfBounds as error:
+            raise UserError(f"not data of ours: {error}", where=f"{path}:{number}") from None
     return values
 
 
-def _read_text(path: str | Path) -> str:
+def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
+    """A file's text; bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        UserError: see `read_bytes`.
+    """
+    # A cut may fall inside a character; JSON's own check finds what matters.
+    return read_bytes(path, limit).decode("utf-8", errors="replace")
+
+
+def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """A file's content, at most `limit` bytes. What would hang or never end (a pipe, a device) is refused unread.
+
+    Raises:
+        UserError: if it is missing, unreadable, no ordinary file, or larger.
+    """
+    shown = visible(str(path), lines=False)
     try:
-        # A cut may fall inside a character; JSON's own check finds what matters.
-        return Path(path).read_bytes().decode("utf-8", errors="replace")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{_kind(status.st_mode)}, not a file", where=shown)
+            data = file.read(limit + 1)
     except FileNotFoundError:
-        raise UserError("there is no such file", where=str(path)) from None
+        raise UserError("there is no such file", where=shown) from None
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        kind = None
+        with suppress(OSError):
+            kind = _kind(os.stat(path).st_mode)  # a socket cannot even be opened
+        told = f"{kind}, not a file" if kind else f"cannot be read: {error.strerror}"
+        raise UserError(told, where=shown) from None
+    except ValueError as error:  # a NUL, or a lone surrogate, in the path
+        raise UserError(f"no path of a file: {error}", where=shown) from None
+    if len(data) > limit:
+        raise UserError(f"larger than {limit >> 20} MiB, which no file of this kind is", where=shown)
+    return data
+
+
+def _kind(mode: int) -> str | None:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
+             stat.S_IFDIR: "a folder"}  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode))
+
+
+def unpacked(path: str | Path, limit: int = MAX_UNPACKED) -> bytes:
+    """What a gzip file holds, at most `limit` bytes: a small file may unpack to more than a machine has.
+
+    Raises:
+        UserError: if it is missing, damaged, or holds more.
+    """
+    packed = read_bytes(path, limit)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            data = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"a damaged file, not a whole gzip file: {error}", where=str(path)) from None
+    if len(data) > limit:
+        raise UserError(f"it unpacks to more than {limit >> 20} MiB, which no file of this kind does", where=str(path))
+    return data
 
 
 # --- writing ---------------------------------------------------------------------------------------
@@ -126,26 +231,21 @@ def _read_text(path: str | Path) -> str:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turns a full disk or a forbidden path inside the block into a `UserError`; other errors pass.
+    """Turns a full disk or a forbidden path inside the block into a `UserError`; other errors pass (see `commands.in_words`).
 
     For writers that cannot use the functions of this module, such as safetensors' own.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise UserError(
-                "disk full: nothing could be written, and what was there before is intact",
-                where=str(path),
-                fix="Free some space (or move the folder with output_dir=PATH) and run the same command again.",
-            ) from error
-        if error.errno in _CANNOT_WRITE:
-            raise UserError(
-                f"cannot be written: {error.strerror}",
-                where=str(path),
-                fix="Check the path and its permissions, or write elsewhere with output_dir=PATH.",
-            ) from error
+        if is_foreseen(error):
+            raise of_system(error, path) from error
+        error.filename = str(path)  # of a write the system says none, of a file beside it that one's
         raise
+    except ValueError as error:
+        if "null" not in str(error):
+            raise
+        raise UserError("a path must not hold a NUL character", where=repr(str(path))) from error
 
 
 def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:

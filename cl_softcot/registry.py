@@ -17,7 +17,9 @@ import pkgutil
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,6 +91,37 @@ def find(kind: str, name: str) -> type[Any]:
     return _checked(kind, name, _only_class(kind, name))
 
 
+def find_builtin(kind: str, name: object, *, where: str | Path | None = None) -> type[Any]:
+    """One of our own plug-ins, by a name that stands in a file of data (a model's folder, a result): such a file names no code.
+
+    Raises:
+        UserError: if the name is none of ours, `package.module:Class` among them.
+    """
+    if isinstance(name, str) and name in known(kind):
+        return find(kind, name)
+    near = did_you_mean(name, known(kind)) if isinstance(name, str) else ""
+    own = " (a file of data names no code; only the experiment's YAML does)" if isinstance(name, str) and ":" in name else ""
+    raise UserError(f"{name!r} is no {kind} of this package{own}{near}", where=None if where is None else str(where))
+
+
+_refused: ContextVar[str | None] = ContextVar("refused", default=None)
+
+
+@contextmanager
+def only_builtin(what: str) -> Iterator[None]:
+    """Inside the block nothing is imported by `package.module:Class` or `package.module:function`; `what` is read there."""
+    before = _refused.set(what)
+    try:
+        yield
+    finally:
+        _refused.reset(before)
+
+
+def _refuse_code(kind: str, name: str) -> None:
+    if (what := _refused.get()) is not None:
+        raise UserError(f"{kind} {name!r}: {what} names no code, so that nothing is imported")
+
+
 def base_of(kind: str) -> type:
     """The class that all plug-ins of a kind derive from."""
     package, name = KINDS[kind].package, KINDS[kind].base
@@ -125,6 +158,7 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
     """
     if not _PATH.fullmatch(name):
         raise UserError(f"{name!r} does not name a {kind}", fix=f"A {kind} of your own is named package.module:function.")
+    _refuse_code(kind, name)
     module_name, _, function_name = name.partition(":")
     module = _import(kind, name, module_name)
     found = getattr(module, function_name, None)
@@ -172,6 +206,23 @@ def user_modules(classes: Iterable[type]) -> dict[str, str]:
             _sources[module] = hashlib.sha256(path.read_bytes()).hexdigest()
         found[name] = _sources[module]
     return found
+
+
+def modules_named(texts: Iterable[str]) -> dict[str, str]:
+    """The same of whatever these texts name as `package.module:Name` and was imported for it: classes, what they derive from, and
+    functions. A module without a source of Python is listed by the hash of its file, or as ``no file``."""
+    found: dict[str, str] = {}
+    for name, _, inside in (text.partition(":") for text in texts if _PATH.fullmatch(text)):
+        module = sys.modules.get(name)
+        if module is None or name.split(".")[0] in _VERSIONED or not hasattr(module, inside):
+            continue
+        cls = getattr(module, inside)
+        found |= user_modules([cls]) if inspect.isclass(cls) else {}
+        file = Path(getattr(module, "__file__", None) or "")
+        if name not in found and module not in _sources:
+            _sources[module] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+        found.setdefault(name, _sources.get(module, ""))
+    return dict(sorted(found.items()))
 
 
 def source_file(module: str) -> Path | None:
@@ -274,6 +325,7 @@ def _only_class(kind: str, name: str) -> type:
 def _by_path(kind: str, name: str) -> type:
     if not _PATH.fullmatch(name):
         raise UserError(f"{name!r} does not name a {kind}", fix="A class of your own is named package.module:Class.")
+    _refuse_code(kind, name)
     module_name, _, class_name = name.partition(":")
     module = _import(kind, name, module_name)
     found = getattr(module, class_name, None)

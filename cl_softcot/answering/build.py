@@ -11,17 +11,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cl_softcot.answering.evaluate import Evaluator
 from cl_softcot.answering.per_task import TaskBank, make_router
 from cl_softcot.answering.policy import BasePolicy, tensors_sha256
 from cl_softcot.answering.subject import Subject
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plan import RunSpec
+from cl_softcot.errors import UserError
 from cl_softcot.learning.snapshot import load_weights
 from cl_softcot.machine import processes
 from cl_softcot.models.language_model import LanguageModel, load_language_model
+from cl_softcot.models.text import MARKER_FILE
 from cl_softcot.reasoning.base import Parts
-from cl_softcot.registry import find
+from cl_softcot.registry import find_builtin
 from cl_softcot.tasks.base import SyntheticTask, Task, general_text
 
 # ------------------------------------------------------------------------------------------------ what runs share
@@ -63,8 +67,12 @@ def general_examples(config: Experiment, backbone: LanguageModel) -> list[Any]:
 def _families_of(backbone: LanguageModel) -> list[Task]:
     """The tasks that a backbone was made with, as the file beside its weights names them."""
     families = (backbone.marker or {}).get("families", {})
-    kinds = {family: find("task", name) for family, name in families.items()}
-    return [kind(kind.Settings(), family) for family, kind in kinds.items()]
+    kinds = {family: find_builtin("task", name, where=f"{backbone.name}/{MARKER_FILE}") for family, name in families.items()}
+    try:
+        return [kind(kind.Settings(), family) for family, kind in kinds.items()]
+    except ValidationError as error:
+        told = f"families: {error.errors()[0]['loc']} would have to be told, so that it is no family of a model"
+        raise UserError(told, where=f"{backbone.name}/{MARKER_FILE}") from None
 
 
 def make_evaluator(config: Experiment, tasks: Sequence[Task]) -> Evaluator:

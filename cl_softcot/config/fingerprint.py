@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cl_softcot import registry
@@ -65,6 +65,19 @@ def user_modules(config: Experiment, methods: Sequence[MethodConfig], tasks: Seq
     named += [part for method in methods for part in (method.reasoning, method.strategy)]
     plugins = [plugin.cls for method in methods for plugin in method.plugins if ":" in plugin.name]
     return registry.user_modules([*(cls for one in named for cls in one.classes), *plugins])
+
+
+def named_modules(config: Experiment) -> dict[str, str]:
+    """All of somebody's own modules that the experiment names anywhere, metrics included, and the SHA-256 of their files."""
+    return {**registry.modules_named(_texts(to_data(config))), **user_modules(config, config.methods, config.tasks)}
+
+
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from _texts(value)
 
 
 def _without_metrics(data: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     _choose_methods(tree)
     config, problems = validated(tree, Experiment)
     if problems:
-        raise UserError("\n".join(map(str, problems)))
+        raise UserError(yaml.told(problems))
     assert config is not None
     return Loaded(config, path, tuple(files), overrides)
 

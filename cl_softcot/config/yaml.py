@@ -8,7 +8,9 @@ that are not finite are refused. Everything that is wrong is collected with its 
 from __future__ import annotations
 
 import math
+import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 import yaml
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.files import MAX_DIGITS, read_bytes
+from cl_softcot.printable import hide, holds_password, visible
 
 Loc = tuple[str | int, ...]
 
@@ -28,8 +32,45 @@ _NULL = re.compile(r"~|null|Null|NULL|")
 _CORE = (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT), ("merge", re.compile("<<")))
 
 
+# Far above what an experiment needs, and read in seconds.
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 40  # maps and lists in each other
+MAX_VALUES = 20_000  # of a document, with what its aliases and merge keys stand for
+MAX_KEY = 200  # letters
+MAX_SECONDS = 30.0
+_MAX_PROBLEMS = 50  # told; the others are counted
+_LARGEST = 2**63 - 1
+
+
+class TooMuch(Exception):
+    """A document that is beyond the bounds of what is read."""
+
+    def __init__(self, what: str, mark: yaml.Mark | None = None):
+        super().__init__(what)
+        self.mark = mark
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._depth = self._nodes = 0
+        self._end = time.monotonic() + MAX_SECONDS
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        self._nodes += 1
+        if self._depth > MAX_DEPTH:
+            raise TooMuch(f"nested deeper than {MAX_DEPTH}", self.peek_event().start_mark)
+        if self._nodes > 2 * MAX_VALUES:  # keys are nodes too
+            raise TooMuch(f"more than {MAX_VALUES} values", self.peek_event().start_mark)
+        if time.monotonic() > self._end:
+            raise TooMuch(f"not read within {MAX_SECONDS:g} s", self.peek_event().start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 for _name, _pattern in _CORE:
@@ -75,6 +116,13 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.mark}: {self.text}"
+
+
+def told(problems: Iterable[Problem]) -> str:
+    """Everything that is wrong, a line each; of very many the first."""
+    lines = list(map(str, problems))
+    more = [f"... and {len(lines) - _MAX_PROBLEMS} more problems"] if len(lines) > _MAX_PROBLEMS else []
+    return "\n".join([*lines[:_MAX_PROBLEMS], *more])
 
 
 @dataclass
@@ -137,12 +185,19 @@ def parse(text: str, name: str, source: int = 0) -> Tree:
     """Reads one YAML document; `name` is what places in it are called.
 
     Raises:
-        UserError: if it is not YAML at all. Everything else is among the tree's `problems`.
+        UserError: if it is not YAML at all, or beyond the bounds of what is read. All else is among the tree's `problems`.
     """
+    name = visible(hide(name), lines=False)
+    if len(text) > MAX_BYTES:
+        raise UserError(f"larger than {MAX_BYTES >> 20} MiB, which no YAML file of ours is", where=name)
     loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        return _Reader(name, source).read(node)
+    except TooMuch as error:
+        where = f"{name}:{error.mark.line + 1}:{error.mark.column + 1}" if error.mark else name
+        raise UserError(f"more than is read as YAML: {error}", where=where) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(str(part) for part in (error.context, error.problem) if part)
@@ -153,10 +208,11 @@ def parse(text: str, name: str, source: int = 0) -> Tree:
         column = error.position - (text.rfind("\n", 0, error.position) + 1) + 1
         what = f"the character #x{ord(text[error.position]):04x} is not allowed"
         raise UserError(f"not valid YAML: {what}", where=f"{name}:{line}:{column}") from None
+    except (RecursionError, ValueError, OverflowError) as error:  # PyYAML's own, of escapes and directives that it trusts
+        raise UserError(f"not valid YAML: {error}", where=name) from None
     finally:
         if loader is not None:
             loader.dispose()
-    return _Reader(name, source).read(node)
 
 
 def _yaml_hint(text: str, what: str) -> str | None:
@@ -175,6 +231,7 @@ class _Reader:
     def __init__(self, name: str, source: int):
         self.name, self.source = name, source
         self.open_nodes: list[int] = []  # to find an alias inside of its own anchor
+        self.built = 0
 
     def read(self, node: yaml.Node | None) -> Tree:
         self.tree = Tree(None)
@@ -188,10 +245,21 @@ class _Reader:
         return Mark(self.source, node.start_mark.line + 1, node.start_mark.column + 1, self.name)
 
     def problem(self, node: yaml.Node, loc: Loc, text: str) -> None:
+        if len(self.tree.problems) > MAX_VALUES:
+            return
         path = ".".join(map(str, loc))
         self.tree.problems.append(Problem(self.at(node), f"{path}: {text}" if path else text))
 
+    def count(self, node: yaml.Node) -> None:
+        """A few aliases of aliases stand for more than a machine can hold."""
+        self.built += 1
+        if self.built > MAX_VALUES:
+            raise TooMuch(f"more than {MAX_VALUES} values, with what aliases (*) and merge keys (<<) stand for", node.start_mark)
+
     def build(self, node: yaml.Node, loc: Loc) -> Any:
+        self.count(node)
+        if len(loc) > MAX_DEPTH:
+            raise TooMuch(f"nested deeper than {MAX_DEPTH}, with what aliases (*) stand for", node.start_mark)
         self.tree.values[loc] = self.at(node)
         if id(node) in self.open_nodes:
             self.problem(node, loc, "an alias (*) inside of what it stands for")
@@ -210,6 +278,7 @@ class _Reader:
             self.open_nodes.pop()
 
     def build_map(self, node: yaml.MappingNode, loc: Loc) -> dict[str, Any]:
+        self.count(node)
         result: dict[str, Any] = {}
         merged = [value for key, value in node.value if key.tag == _TAG + "merge"]
         for source in merged:  # `<<: *defaults`: what stands in the map itself wins, then the earliest
@@ -236,6 +305,10 @@ class _Reader:
                 self.problem(key_node, loc, "a key must be text")
                 continue
             key = key_node.value  # as it is written: an order may be called 1
+            if len(key) > MAX_KEY or self.is_unfit(key_node, loc):
+                if len(key) > MAX_KEY:
+                    self.problem(key_node, loc, f"a key of {len(key)} letters")
+                continue
             here = (*loc, key)
             if key in seen:
                 self.problem(key_node, here, f"duplicate key {key!r} (first at line {seen[key]})")
@@ -246,8 +319,22 @@ class _Reader:
             self.tree.keys[here] = self.at(key_node)
             result[key] = self.build(value_node, here)
 
+    def is_unfit(self, node: yaml.ScalarNode, loc: Loc) -> bool:
+        """Whether a text is none that may stand in a file, which is told: of a password, nothing more than that it is there."""
+        text = node.value
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            self.problem(node, loc, "a NUL character or half a character (a lone surrogate) in a text")
+        elif holds_password(text):
+            self.problem(node, loc, "an address in a file must not hold a password: it belongs into the environment (url_env, "
+                         "PGPASSWORD, MLFLOW_TRACKING_URI) or into ~/.pgpass")  # fmt: skip
+        else:
+            return False
+        return True
+
     def build_scalar(self, node: yaml.ScalarNode, loc: Loc) -> Any:
         kind, text = node.tag.removeprefix(_TAG), node.value
+        if self.is_unfit(node, loc):
+            return None
         if kind in ("str", "merge"):
             return text
         if kind == "null" and _NULL.fullmatch(text):
@@ -255,7 +342,11 @@ class _Reader:
         if kind == "bool" and _BOOL.fullmatch(text):
             return text.lower() == "true"
         if kind == "int" and _INT.fullmatch(text):
-            return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+            base = 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10
+            if len(text) <= MAX_DIGITS and abs(whole := int(text, base)) <= _LARGEST:
+                return whole
+            self.problem(node, loc, f"a whole number of {len(text)} digits is too large")
+            return None
         if kind == "float" and _FLOAT.fullmatch(text):
             number = float(text.replace(".inf", "inf").replace(".nan", "nan").lower()) if text.strip() else 0.0
             if math.isfinite(number):
@@ -272,19 +363,17 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: if there is no such file (near names are told), or it cannot be read as UTF-8.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    if path.is_dir():
+        raise UserError("this is a folder, not a YAML file", where=str(path))
+    if "\0" not in str(path) and not os.path.lexists(path):
         folder = path.parent
         beside = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
         missing = path.name if folder.is_dir() else f"folder {str(folder)!r}"
-        raise UserError(f"there is no {missing}{did_you_mean(path.name, beside)}", where=str(path)) from None
-    except IsADirectoryError:
-        raise UserError("this is a folder, not a YAML file", where=str(path)) from None
+        raise UserError(f"there is no {missing}{did_you_mean(path.name, beside)}", where=str(path))
+    try:
+        return read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start})", where=str(path), fix="Save it as UTF-8.") from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
 # --- inheritance -----------------------------------------------------------------------------------
@@ -378,9 +467,12 @@ def override(tree: Tree, text: str, short_forms: Mapping[str, tuple[str, ...]], 
     The value is YAML. A list is addressed by index, or by the `name` of an entry. `short_forms` says which keys
     may hold a mere text that stands for a map, and for which keys of that map (`reasoning: cot`).
     """
-    mark = Mark(source, 0, 0, f"command line: {text}")
+    mark = Mark(source, 0, 0, f"command line: {_short(visible(hide(text), lines=False))}")
     path, equals, value_text = text.partition("=")
     parts = path.strip().split(".")
+    if len(parts) > MAX_DEPTH:
+        tree.problems.append(Problem(mark, f"a key of {len(parts)} parts"))
+        return
     if not equals or not all(parts):
         tree.problems.append(Problem(mark, "an override is written key=value, such as train.steps=60"))
         return
@@ -405,6 +497,10 @@ def override(tree: Tree, text: str, short_forms: Mapping[str, tuple[str, ...]], 
             return
         here = _descend(tree, here, found, loc, short_forms, mark)
         loc = (*loc, found)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_KEY else f"{text[:MAX_KEY]}..."
 
 
 def _step(tree: Tree, here: Any, loc: Loc, part: str, mark: Mark) -> str | int | None:

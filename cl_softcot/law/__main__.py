@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from cl_softcot.commands import ONE_THREAD, called, guarded
+from cl_softcot.printable import printable
 
 EPILOG = """examples:
   python -m cl_softcot.law experiments/kl_law.yaml
@@ -50,7 +51,7 @@ def _of_study(args: argparse.Namespace) -> int:
         raise UserError("--output and --bootstrap are for finished runs", fix="a study has settings: output_dir=DIR bootstrap=N")
     config = load_law(args.source, args.overrides)
     run_study(config, restart=args.restart, report=lambda text: print(text, flush=True))
-    print((config.folder / "table.txt").read_text(encoding="utf-8"), end="")
+    print(printable((config.folder / "table.txt").read_text(encoding="utf-8")), end="")
     print(f"everything is in {config.folder}")
     return 0
 
@@ -63,7 +64,7 @@ def _of_finished_study(args: argparse.Namespace) -> int:
         raise UserError("a finished study is only shown again", fix="to measure anew, give its YAML file; here: --output DIR")
     output = Path(args.output or Path("reports") / Path(args.source).resolve().name)
     show_again(Path(args.source), output)
-    print((output / "table.txt").read_text(encoding="utf-8"), end="")
+    print(printable((output / "table.txt").read_text(encoding="utf-8")), end="")
     print(f"everything is in {output}")
     return 0
 
@@ -92,7 +93,7 @@ def _of_runs(args: argparse.Namespace) -> int:
     atomic_write_text(output / "table.txt", law_table(law))
     draw_law(points, law, output, title=", ".join(Path(folder).name for folder in folders))
     atomic_write_json(output / "law.json", law)
-    print((output / "table.txt").read_text(encoding="utf-8"), end="")
+    print(printable((output / "table.txt").read_text(encoding="utf-8")), end="")
     print(f"everything is in {output}")
     return 0
 

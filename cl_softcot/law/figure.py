@@ -12,6 +12,7 @@ import numpy as np
 from cl_softcot.files import atomic_write_bytes
 from cl_softcot.law.fit import DIRECTIONS
 from cl_softcot.law.points import Point, moved
+from cl_softcot.printable import plain_figure
 from cl_softcot.results.colors import palette
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def draw_law(points: Sequence[Point], law: Mapping[str, Any], folder: str | Path
     """``law.png`` and ``law.svg`` of the law's first group; the same numbers give the same bytes."""
     import matplotlib
 
-    figure = law_figure(points, law["groups"][0], title=title)
+    figure = plain_figure(law_figure(points, law["groups"][0], title=title))
     paths = []
     for kind, options in (("png", {"dpi": 120, "metadata": {"Software": None}}), ("svg", {"metadata": {"Date": None}})):
         buffer = io.BytesIO()

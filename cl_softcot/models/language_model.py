@@ -20,7 +20,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.machine import processes
 from cl_softcot.models.head import packed_logits
 from cl_softcot.models.lean import make_lean
-from cl_softcot.models.loading import DTYPES, check_choices, device_of, read_model, read_tokenizer, resolve
+from cl_softcot.models.loading import DTYPES, check_choices, device_of, explained, read_model, read_tokenizer, resolve
 from cl_softcot.models.own_weights import OwnWeights
 from cl_softcot.models.recompute import recomputed
 from cl_softcot.models.text import TextFormat, read_marker
@@ -320,8 +320,9 @@ def load_language_model(
         quantization=quantization,
         init_seed=init_seed if init == "random" else None,
     )
-    make_lean(model)
-    loaded = LanguageModel(model, tokenizer, spec, marker, DTYPES[dtype], chat=chat, chat_template_args=chat_template_args)
+    with explained(spec, "the model"):  # files of settings may hold anything
+        make_lean(model)
+        loaded = LanguageModel(model, tokenizer, spec, marker, DTYPES[dtype], chat=chat, chat_template_args=chat_template_args)
     loaded.gradient_checkpointing = gradient_checkpointing
     loaded.quantized = quantization is not None
     return loaded

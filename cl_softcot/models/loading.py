@@ -16,10 +16,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.files import read_json
 from cl_softcot.models import builtin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
+_MOST_LAYERS = 10_000
 _HUB_FIX = "check the id on the hub, the network, and `hf auth login`; or give builtin:tiny, or a local folder"
 
 
@@ -31,10 +33,24 @@ def resolve(spec: str) -> Path | None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"the folder {spec!r} holds no model: config.json is missing")
+        _refuse_odd_files(path)
         return path
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise UserError(f"there is no folder {spec!r}", fix="check the path, or give a hub id such as organisation/model")
     return None
+
+
+_MAPS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json")
+
+
+def _refuse_odd_files(folder: Path) -> None:
+    """What would hang whoever reads the folder, and files of settings that are no maps, or out of bounds."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError("a pipe, socket or device, not a file of a model", where=str(path))
+    for path in (folder / name for name in _MAPS):
+        if path.is_file() and not isinstance(read_json(path), dict):
+            raise UserError("should hold a map (key: value)", where=str(path))
 
 
 def default_device() -> torch.device:
@@ -72,7 +88,7 @@ def check_choices(dtype: str, attention: str | None, quantization: str | None, i
 
 def read_tokenizer(spec: str, source: str, revision: str | None, trust_remote_code: bool) -> Any:
     """The tokenizer. UserError where there is none."""
-    with _quiet(), _told(spec, "the tokenizer of the model"):
+    with _quiet(), explained(spec, "the tokenizer of the model"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     # Without its files some classes come up empty instead of failing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -114,7 +130,7 @@ def read_model(
             raise UserError("flash_attention_2 computes in half precision only", fix="set dtype: bfloat16")
     if attention:
         options["attn_implementation"] = attention
-    with _quiet(), _told(spec, "the model"):
+    with _quiet(), explained(spec, "the model"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         _check_architecture(spec, config)
         if init_seed is not None:
@@ -165,6 +181,15 @@ def _need(package: str, what: str, command: str) -> None:
 
 
 def _check_architecture(spec: str, config: Any) -> None:
+    kernels = [named for named in _attentions(config) if "/" in named]
+    if kernels:
+        raise UserError(
+            f"config.json of {spec!r} asks for code from the hub ({kernels[0]!r} as its attention), which a file of data may not",
+            fix="take _attn_implementation out of its config.json",
+        )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
+        raise UserError(f"config.json of {spec!r} cannot be of a model: num_hidden_layers is {layers!r}")
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     named = list(getattr(config, "architectures", None) or [])
     custom = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -173,6 +198,12 @@ def _check_architecture(spec: str, config: Any) -> None:
             f"{spec!r} is not a causal language model: its architecture is {', '.join(named)}",
             fix="take a model that continues text, such as a GPT-2, Llama, Qwen, Gemma or Phi",
         )
+
+
+def _attentions(config: Any) -> list[str]:
+    found = [getattr(part, "_attn_implementation", None) for part in (config, config.get_text_config())]
+    named = [value for one in found for value in (one.values() if isinstance(one, dict) else [one])]
+    return [value for value in named if isinstance(value, str)]
 
 
 def _refuse_pickles(spec: str, source: str) -> None:
@@ -224,7 +255,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(spec: str, what: str) -> Iterator[None]:
+def explained(spec: str, what: str) -> Iterator[None]:
     """What goes wrong while files are fetched and read, as one UserError."""
     try:
         yield

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cl_softcot.errors import UserError
+from cl_softcot.files import read_json
 from cl_softcot.tasks.base import answer_of
 
 Where = Literal["before_turn", "after_turn"]
@@ -41,14 +42,17 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     path = folder / MARKER_FILE
     if not path.is_file():
         return None
-    try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", where=str(path), fix="repair the file or take it away") from error
+    marker = read_json(path)
     missing = [key for key in _KEYS if not isinstance(marker, dict) or key not in marker]
     if missing or marker["style"] != "words":
         problem = f"lacks {', '.join(missing)}" if missing else f"has an unknown style {marker['style']!r} (known: words)"
         raise UserError(f"the text settings of this model: the file {problem}", where=str(path))
+    for key, kind in (("instructions", dict), ("step_separator", str), ("answer_marker", str), ("families", dict)):
+        value = marker.get(key, kind())
+        inside = [*value, *value.values()] if isinstance(value, dict) else []
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in inside):
+            right = "text" if kind is str else "a map of texts"
+            raise UserError(f"the text settings of this model: {key} is not {right}", where=str(path))
     return marker
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.commands import ONE_THREAD, called, guarded
+from cl_softcot.printable import printable
 
 EPILOG = """examples:
   python -m cl_softcot.report runs/sequence_a_seeds
@@ -65,7 +66,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.bootstrap < 100:
         raise UserError(f"--bootstrap {args.bootstrap}: 100 or more, for intervals that mean something")
     methods = [name for name in (args.methods or "").split(",") if name]
-    say = lambda text: print(text, flush=True)  # noqa: E731
+    say = lambda text: print(printable(text), flush=True)  # noqa: E731
     if args.compare:
         if args.control or args.chosen_by or args.metric:
             raise UserError(
@@ -83,7 +84,7 @@ def _report(args: argparse.Namespace) -> int:
         )  # fmt: skip
     if not args.no_mlflow:
         _send(page, studies)
-    print(f"report: {page}")
+    print(printable(f"report: {page}"))
     return 0
 
 
@@ -96,7 +97,7 @@ def _send(page: Path, studies: list[Any]) -> None:
 
     told = send(page, [study.name for study in studies], tracking.get("experiment") or studies[0].name)
     if told:
-        print(told, file=sys.stderr)
+        print(printable(told), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cl_softcot import __version__
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_text, read_json
 from cl_softcot.metrics.own import find_metrics
+from cl_softcot.printable import visible
 from cl_softcot.registry import modules_of
 from cl_softcot.report import sections
 from cl_softcot.report.capability import section as capability
@@ -37,14 +39,15 @@ def build(
     """Writes the report of one or several studies; returns its page and the studies.
 
     Args:
-        metrics: ``package.module:function`` of metrics that are computed of all runs, beside those of the experiments themselves.
+        metrics: ``package.module:function`` of metrics that are computed of all runs, beside those that their records hold. What
+            a folder names is not imported.
 
     Raises:
         UserError: for folders without runs, unknown methods, and studies in which nothing is comparable.
     """
     studies = load_studies(folders, methods)
     for study in studies:
-        _compute(study, metrics)
+        _compute(study, metrics, say)
         study.control, study.bootstrap = (
             choose_control(study, control if control in study.methods or len(studies) == 1 else None),
             bootstrap,
@@ -69,11 +72,21 @@ def build(
     return page, studies
 
 
-def _compute(study: Study, metrics: Sequence[str]) -> None:
-    """Metrics of the experiment's own, and those asked for, of runs that finished without them."""
-    named = [*((study.config.get("evaluate") or {}).get("metrics") or []), *metrics]
+def _compute(study: Study, metrics: Sequence[str], say: Callable[[str], None]) -> None:
+    """Metrics that were asked for, of runs that finished without them. Those that only the folder names are told, and not
+    imported: a folder of results is data, which may come from anywhere."""
     known = [{meaning.function for meaning in (run.metrics or {}).values()} for run in study.runs]
-    wanted = find_metrics(path for path in named if not all(path in paths for paths in known))  # else its code may be gone
+
+    def lacking(named: Iterable[str]) -> list[str]:
+        return [path for path in named if not all(path in paths for paths in known)]  # else its code may be gone
+
+    found = (study.config.get("evaluate") or {}).get("metrics")
+    named = [path for path in found if isinstance(path, str)] if isinstance(found, list) else []
+    unasked = [path for path in lacking(named) if path not in metrics]
+    if unasked:
+        options = shlex.join(word for path in unasked for word in ("--metric", path))
+        say(visible(f"{study.name}: some runs lack metrics that the folder names; code is imported only when asked: {options}"))
+    wanted = find_metrics(lacking(metrics))
     study.runs = [with_metrics(run, wanted) for run in study.runs]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cl_softcot.printable import plain_figure
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -55,7 +57,7 @@ def _styled(name: str) -> Iterator[None]:
 def drawn(name: str, draw: Callable[[], Any]) -> dict[str, bytes]:
     """A figure as ``{"svg": ..., "pdf": ...}``; the same numbers give the same bytes."""
     with _styled(name):
-        figure = draw()
+        figure = plain_figure(draw())
         made = {}
         for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("pdf", {"CreationDate": None, "Creator": None})):
             buffer = io.BytesIO()

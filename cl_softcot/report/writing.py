@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.files import atomic_write_bytes, atomic_write_text, dump_json
+from cl_softcot.printable import markdown as escaped
+from cl_softcot.printable import visible
 from cl_softcot.report.content import Block, Cell, Figure, Listing, Number, Section, Table, Text
 from cl_softcot.report.drawing import INK, drawn
 from cl_softcot.results.folder import ReportFolder
@@ -161,7 +163,8 @@ _TEX = {
 
 def latex(table: Table) -> str:
     """A booktabs tabular, to be put into a table of one's own; notes as comments."""
-    lines = [f"% {table.title}", *(f"% {note}" for note in table.notes), "% \\usepackage{booktabs}"]
+    comments = [visible(text, lines=False) for text in (table.title, *table.notes)]  # a line break would end the comment
+    lines = [*(f"% {text}" for text in comments), "% \\usepackage{booktabs}"]
     lines.append(f"\\begin{{tabular}}{{{'l' * table.text}{'r' * (len(table.head) - table.text)}}}")
     lines += [
         "\\toprule",
@@ -175,18 +178,21 @@ def latex(table: Table) -> str:
 
 
 def _tex_row(row: Iterable[Cell | str]) -> str:
-    return " & ".join("".join(_TEX.get(letter, letter) for letter in str(cell)) for cell in row) + r" \\"
+    cells = ["".join(_TEX.get(letter, letter) for letter in visible(str(cell), lines=False)) for cell in row]
+    if cells and cells[0][:1] in ("[", "*"):  # behind the end of a row it would be an option of that
+        cells[0] = "{}" + cells[0]
+    return " & ".join(cells) + r" \\"
 
 
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
 
 def markdown(parts: Sequence[Part], title: str) -> str:
-    lines = [f"# {title}", ""]
+    lines = [f"# {escaped(title)}", ""]
     for part in parts:
-        lines += [f"# {part.title}", ""] if part.title else []
+        lines += [f"# {escaped(part.title)}", ""] if part.title else []
         for section in part.sections:
-            lines += [f"## {section.title}", ""]
+            lines += [f"## {escaped(section.title)}", ""]
             for block in section.blocks:
                 lines += [*_markdown(block), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -194,18 +200,24 @@ def markdown(parts: Sequence[Part], title: str) -> str:
 
 def _markdown(block: Block) -> list[str]:
     if isinstance(block, Text):
-        return [block.text]
+        return [escaped(block.text)]
     if isinstance(block, Listing):
-        return ["```", *block.text.splitlines(), "```"]
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
+        return [fence, *visible(block.text).splitlines(), fence]
     if isinstance(block, Figure):
-        return [f"![{block.data.title}](figures/{_file(block.name)}.svg)", "", f"*{block.caption}*"]
+        return [f"![{escaped(block.data.title)}](figures/{_file(block.name)}.svg)", "", f"*{escaped(block.caption)}*"]
     marks = ["---" if k < block.text else "---:" for k in range(len(block.head))]
     rows = [_piped(block.head), _piped(marks), *(_piped(row) for row in block.rows)]
-    return [f"**{block.title}**", "", *rows, *(line for note in block.notes for line in ("", f"*{note}*"))]
+    return [f"**{escaped(block.title)}**", "", *rows, *(line for note in block.notes for line in ("", f"*{escaped(note)}*"))]
 
 
 def _piped(row: Iterable[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") or " " for cell in row) + " |"
+    return "| " + " | ".join(_cell(cell) or " " for cell in row) + " |"
+
+
+def _cell(cell: Any) -> str:
+    text = str(cell)
+    return text if set(text) <= {"-", ":"} else escaped(text).replace("|", "\\|")
 
 
 # ---------------------------------------------------------------------------------------------------------------- HTML
@@ -306,4 +318,4 @@ def _on_page(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text, quote=True)
+    return html.escape(visible(text), quote=True)

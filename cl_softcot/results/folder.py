@@ -107,6 +107,14 @@ class RunFolder:
         """The lock of whoever sends."""
         return self.path / ".mlflow.lock"
 
+    def inside(self, name: str) -> Path | None:
+        """A file of the run's by its path in the folder; None if it is none, or lies elsewhere, behind a link too."""
+        try:
+            found = (self.path / name).resolve(strict=True)
+            return found if found.is_file() and found.is_relative_to(self.path.resolve()) else None
+        except (OSError, ValueError, TypeError, RuntimeError):
+            return None
+
     @property
     def experiment(self) -> ExperimentFolder | None:
         """The experiment's folder; None of a run that stands alone."""

@@ -20,9 +20,6 @@ predictions, its study ``questions.json``.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_softcot.errors import UserError
-from cl_softcot.files import read_json, read_jsonl, sha256_of
+from cl_softcot.files import parse_json, read_json, read_jsonl, sha256_of, unpacked
 from cl_softcot.results.folder import PACKED_SWEEP, ExperimentFolder, RunFolder
 from cl_softcot.results.record import RunRecord, read_record
 
@@ -71,6 +68,8 @@ def _read(path: Path, _changed: int, _size: int) -> Kept:
     head, *runs = read_lines(path)
     if not isinstance(head, dict) or head.get("kept") != 1:
         raise UserError("not the kept runs of a study, or of a later version of this package", where=str(path))
+    if not all(isinstance(line, dict) and isinstance(line.get("run"), str) and "result" in line for line in runs):
+        raise UserError("a damaged file: a line is none of a kept run", where=str(path))
     known = {key: head.get(key) for key in ("questions", "base", "base_sha256")}
     return Kept(**known, unfinished=head.get("unfinished", []), runs={line["run"]: line for line in runs})
 
@@ -82,10 +81,10 @@ def read_lines(path: Path) -> list[Any]:
         UserError: if it is damaged, or empty.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            lines = [json.loads(line) for line in file]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        text = unpacked(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"a damaged file: {error}", where=str(path)) from None
+    lines = [parse_json(line, f"{path}:{number}") for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise UserError("an empty file", where=str(path))
     return lines

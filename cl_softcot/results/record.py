@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cl_softcot.errors import UserError
+from cl_softcot.printable import visible
 
 SCHEMA = 2
 VIEWS = ("as_used", "weights_alone")
@@ -30,7 +31,7 @@ Interval = list[Real | None] | None
 class RecordPart(BaseModel):
     """A section of the record. It never changes; ``as_dict`` holds what was given and nothing else."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, protected_namespaces=(), allow_inf_nan=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as ``result.json`` holds it."""
@@ -382,12 +383,57 @@ def read_record(data: Any, *, where: str | Path | None = None, folder: str | Pat
             f"the result of a run by a later version of this package (schema {data['schema']}, known: {SCHEMA})", where=place
         )
     try:
-        record = RunRecord.model_validate(dict(data))
+        record = RunRecord.model_validate(_clean(dict(data)))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UserError(f"not the result of a run: {field}: {first['msg'].lower()}", where=place) from None
+    if wrong := next(_misshapen(record), None):
+        raise UserError(f"not the result of a run: {wrong}", where=place)
     return record if folder is None else record.in_folder(folder)
+
+
+def _misshapen(record: RunRecord) -> Iterator[str]:
+    """What types cannot say: lists that do not belong together, and numbers that are none."""
+    accuracy, tasks = record.accuracy, len(record.tasks)
+    if not accuracy.matrix or None in accuracy.matrix[0]:
+        yield "accuracy.matrix: has no first row"
+    wide: dict[str, Sequence[Sequence[Any]]] = {
+        "matrix": accuracy.matrix,
+        "intervals": accuracy.intervals or [],
+        "unanswered": accuracy.unanswered or [],
+    }
+    for name, rows in wide.items():
+        if any(len(row) != (tasks or len(accuracy.matrix[0])) for row in rows):
+            yield f"accuracy.{name}: a row is not as long as the list of tasks"
+        if len(rows) not in (0, len(accuracy.matrix)):
+            yield f"accuracy.{name}: not as many rows as accuracy.matrix"
+    for name, entries in (("n", accuracy.n), ("untrained", accuracy.untrained)):
+        if entries is not None and len(entries) != (tasks or len(entries)):
+            yield f"accuracy.{name}: not as many entries as tasks"
+    sections = [("summary", record.summary)]
+    sections += [(f"drift.{view}", row or {}) for view in VIEWS for row in getattr(record.drift, view)]
+    for section, values in sections:
+        for key, value in values.items():
+            if not key.endswith(("_interval", "_intervals")) and isinstance(value, str | bool):
+                yield f"{section}.{key}: not a number"
+            if key.endswith("_interval") and not (value is None or isinstance(value, list) and len(value) == 2):
+                yield f"{section}.{key}: not two numbers"
+
+
+_NAMES = ("experiment", "method", "order", "tasks")
+
+
+def _clean(data: Any, *, lines: bool = True) -> Any:
+    """The same without control characters and lone surrogates, which no record of ours has and a terminal would obey."""
+    if isinstance(data, str):
+        return visible(data, lines=lines)
+    if isinstance(data, Mapping):
+        return {
+            visible(key, lines=False) if isinstance(key, str) else key: _clean(value, lines=lines and key not in _NAMES)
+            for key, value in data.items()
+        }
+    return [_clean(value, lines=lines) for value in data] if isinstance(data, list) else data
 
 
 # ---------------------------------------------------------------------------------------------------------- documented

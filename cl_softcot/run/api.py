@@ -51,13 +51,13 @@ def run_experiment(
         UserError: for what is wrong with the whole experiment.
         RunsFailed: if runs failed, after the others were finished.
     """
-    from cl_softcot.errors import RunsFailed
+    from cl_softcot.errors import RunsFailed, in_sentences
     from cl_softcot.files import FolderLock
     from cl_softcot.run.experiment import Orchestration
 
     folder = Path(folder) if folder else config.folder
     workers = None if jobs == 1 else jobs
-    with FolderLock(folder):
+    with in_sentences(folder), FolderLock(folder):
         orchestration = Orchestration(
             config, plan(config), folder, workers, restart=restart, on_row=on_row, tags=tags, quiet=quiet, kept_in=kept_in
         )

@@ -22,13 +22,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cl_softcot.commands import in_words
 from cl_softcot.config.experiment import Experiment
-from cl_softcot.config.fingerprint import fingerprint, modules_of_run, run_fingerprint, to_data, to_yaml, user_modules
+from cl_softcot.config.fingerprint import fingerprint, modules_of_run, named_modules, run_fingerprint, to_data, to_yaml
 from cl_softcot.config.plan import OnRow, RunSpec
 from cl_softcot.errors import StopRun, UserError
-from cl_softcot.files import atomic_write_json, atomic_write_text, read_json
+from cl_softcot.files import atomic_write_json, atomic_write_text, explained, read_json
 from cl_softcot.machine import processes
 from cl_softcot.metrics.own import find_metrics
+from cl_softcot.printable import printable
 from cl_softcot.provenance import is_dirty, revision, versions
 from cl_softcot.registry import source_file
 from cl_softcot.results import kept
@@ -89,6 +91,7 @@ class Orchestration:
                     where=str(folder),
                     fix="write to another folder with output_dir=PATH",
                 )
+            _refuse_links(self.place)
             for path in self.place.written:
                 _remove(path)
         self._refuse_other_settings()
@@ -139,7 +142,7 @@ class Orchestration:
             print(f"{len(taken)} runs are taken over from {place}{others}; {left} are to be done", flush=True)
 
     def _write_provenance(self) -> None:
-        modules = user_modules(self.config, self.config.methods, self.config.tasks)
+        modules = named_modules(self.config)
         self.provenance: dict[str, Any] = {"versions": versions(), "revision": revision(), "user_modules": modules}
         if about := self.about_tasks or self._about_tasks_before():
             self.provenance["task_data"] = about
@@ -304,14 +307,19 @@ class Orchestration:
             display.update({"run": spec.key, "phase": "stopped", "text": str(error)})
             return
         self.first_error = self.first_error or error
-        if isinstance(error, UserError):
-            reason = str(error)
-        else:  # a bug of ours: the whole story goes to a file, one line to the terminal
-            path = self.place.run(spec.key).error
-            path.write_text("".join(traceback.format_exception(error)))
-            reason = f"{type(error).__name__}: {error} (see {path})"
-        self.failed[spec.key] = reason
+        told = in_words(error)
+        self.failed[spec.key] = reason = printable(str(told) if told else self._keep_story(error, spec))
         display.update({"run": spec.key, "phase": "failed", "text": reason})
+
+    def _keep_story(self, error: BaseException, spec: RunSpec) -> str:
+        """Of a bug of ours: the whole story goes to a file, one line to the terminal. The other runs go on even where the file
+        cannot be written."""
+        path, short = self.place.run(spec.key).error, f"{type(error).__name__}: {error}"
+        try:
+            atomic_write_text(path, printable("".join(traceback.format_exception(error))))
+        except (UserError, OSError, UnicodeError) as unwritten:
+            return f"{short} (its traceback could not be kept: {unwritten})"
+        return f"{short} (see {path})"
 
     # ---------------------------------------------------------------------------------------------------- conclusion
 
@@ -402,5 +410,18 @@ def _milliseconds(finished: str | None) -> int | None:
     return finished and int(datetime.fromisoformat(finished).timestamp() * 1000)  # type: ignore[return-value]
 
 
+def _refuse_links(place: ExperimentFolder) -> None:
+    """Nothing behind a link is thrown away: it may be somebody else's, and what is written next would go there again."""
+    links = [path for path in (place.runs, place.shared.path) if path.is_symlink()]
+    links += [path for path in place.runs.glob("*") if path.is_symlink()] if not links and place.runs.is_dir() else []
+    if links:
+        raise UserError(
+            f"is a link (to {os.readlink(links[0])}), and what is behind a link is never thrown away",
+            where=str(links[0]),
+            fix="Remove by hand what it points to, or the link; or write to another folder with output_dir=PATH.",
+        )
+
+
 def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with explained(path):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

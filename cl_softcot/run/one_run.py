@@ -10,6 +10,7 @@ and the numbers are those of a run that was never interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cl_softcot.answering.build import build
 from cl_softcot.answering.evaluate import Evaluator
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plan import OnRow, RunSpec, Tell
-from cl_softcot.errors import StopRun
+from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import atomic_write_json, read_json
 from cl_softcot.learning.learner import Learner
 from cl_softcot.learning.snapshot import TurnReport
@@ -65,7 +66,8 @@ def run_one(
             result = run.result(provenance)
             processes.from_main(lambda: run.finish(result))
     except BaseException as error:
-        log.status("KILLED" if isinstance(error, StopRun | KeyboardInterrupt | LaneStopped) else "FAILED")
+        with suppress(UserError, OSError):  # the disk that ended the run takes no last word either
+            log.status("KILLED" if isinstance(error, StopRun | KeyboardInterrupt | LaneStopped) else "FAILED")
         raise
     return result
 

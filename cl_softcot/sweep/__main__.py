@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cl_softcot.commands import called
+from cl_softcot.printable import printable
 from cl_softcot.sweep.commands import describe, finish_sweep, guarded_sweep, say, worker
 from cl_softcot.sweep.folder import existing
 
@@ -90,7 +91,7 @@ def _start(args: argparse.Namespace) -> int:
     chosen = launcher(sweep)
     chosen.check(sweep)
     searches = create(sweep)
-    print(describe(sweep, [s.plan for s in searches]), flush=True)
+    print(printable(describe(sweep, [s.plan for s in searches])), flush=True)
     from cl_softcot.sweep.worker import Interrupted, interruptible
 
     try:
@@ -124,7 +125,7 @@ def _dry_run(sweep: SweepConfig, args: argparse.Namespace) -> int:
         print(f"# storage: {shown_address(sweep.storage, sweep.folder)}")
         print(f"# first, once: {shlex.join(['python', '-m', 'cl_softcot.sweep', 'create', args.sweep, *args.overrides])}")
         return 0
-    print(describe(sweep, sweep.plans()))
+    print(printable(describe(sweep, sweep.plans())))
     return 0
 
 
@@ -135,7 +136,7 @@ def _status(args: argparse.Namespace) -> int:
     sweep = existing(args.sweep)
     searches = find(sweep)
     while True:
-        print(standing(searches), flush=True)
+        print(printable(standing(searches)), flush=True)
         _tell_jobs(sweep)
         done = all(is_done(search, search.records()) for search in searches)
         if done or not args.watch:
@@ -158,11 +159,13 @@ def _tell_jobs(sweep: SweepConfig) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from cl_softcot.registry import only_builtin
     from cl_softcot.sweep.folder import find
     from cl_softcot.sweep.report import write_report
 
-    sweep = existing(args.sweep)
-    print(write_report(sweep, find(sweep)))
+    with only_builtin("a sweep's folder"):
+        sweep = existing(args.sweep)
+        print(printable(str(write_report(sweep, find(sweep)))))
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cl_softcot.commands import ONE_CORE, guarded
+from cl_softcot.printable import printable
 from cl_softcot.sweep.folder import existing
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+    print(printable(f"[{time.strftime('%H:%M:%S')}] {text}"), flush=True)
 
 
 def finish_sweep(sweep: SweepConfig) -> int:
@@ -25,7 +26,7 @@ def finish_sweep(sweep: SweepConfig) -> int:
     from cl_softcot.sweep.status import standing
 
     finish(sweep, say)
-    print(standing(find(sweep)))
+    print(printable(standing(find(sweep))))
     return 0
 
 
@@ -58,14 +59,8 @@ def describe(sweep: SweepConfig, plans: list[Any]) -> str:
 
 
 def guarded_sweep(work: Callable[[], int]) -> int:
-    """``guarded`` for whatever may speak of the storage: no password is printed."""
-
-    def shown(text: str) -> str:
-        from cl_softcot.sweep.storage import hide
-
-        return hide(text)
-
-    return guarded(work, environment=ONE_CORE, stopped="stopped; the same command goes on from here", shown=shown)
+    """``guarded``, as all commands of sweeps are."""
+    return guarded(work, environment=ONE_CORE, stopped="stopped; the same command goes on from here")
 
 
 def worker(sweep_name: str, *, parent: int | None = None, workers: int | None = None, in_job: bool = False) -> int:

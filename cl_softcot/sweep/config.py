@@ -19,6 +19,7 @@ from cl_softcot.config.fingerprint import to_data
 from cl_softcot.config.loading import load_experiment, validated
 from cl_softcot.config.yaml import Problem, Tree
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.printable import holds_password
 from cl_softcot.sweep import objectives
 from cl_softcot.sweep.space import Distribution, as_override, samples
 
@@ -122,7 +123,8 @@ class StorageConfig(_Named):
     @field_validator("url")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
-        if url and re.match(r"[^:]+://[^@/]*:[^@/]*@", url):
+        words = url and "://" not in url and f"postgresql://?{'&'.join(url.split())}"  # libpq takes key=value words as well
+        if url and (holds_password(url) or (words and holds_password(words))):
             wrong = "an address in a file must not hold a password: put it into PGPASSWORD, ~/.pgpass or url_env"
             raise PydanticCustomError("said", "{said}", {"said": wrong})  # without what was given
         return url
@@ -344,7 +346,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     if config is not None and not problems:
         problems = sorted(_against_experiment(config, tree))
     if problems:
-        raise UserError("\n".join(map(str, problems)))
+        raise UserError(yaml.told(problems))
     return config
 
 

@@ -35,7 +35,7 @@ def existing(name: str) -> SweepConfig:
     tree.data["output_dir"] = shown_path(path)
     sweep, problems = validated(tree, SweepConfig)
     if problems:
-        raise UserError("\n".join(map(str, problems)))
+        raise UserError(yaml.told(problems))
     return sweep
 
 

@@ -66,7 +66,10 @@ def _measures_retention(config: Experiment) -> bool:
 def _knows_families(config: Experiment) -> bool:
     """Whether the backbone says what it was made with: the embedded ones do, and folders with such a file."""
     marker = Path(config.backbone.path) / "cl_softcot.json"
-    return config.backbone.path.startswith("builtin:") or (marker.is_file() and bool(read_json(marker).get("families")))
+    if config.backbone.path.startswith("builtin:"):
+        return True
+    found = read_json(marker) if marker.is_file() else None
+    return isinstance(found, dict) and bool(found.get("families"))
 
 
 def value(result: Rows, name: str) -> float | None:

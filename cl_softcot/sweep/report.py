@@ -13,6 +13,7 @@ from typing import Any
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_text, read_json
+from cl_softcot.printable import printable
 from cl_softcot.sweep.config import SearchPlan, SweepConfig
 from cl_softcot.sweep.samplers import chosen_pruner
 from cl_softcot.sweep.space import shown
@@ -36,7 +37,7 @@ def write_report(sweep: SweepConfig, searches: Sequence[Search], *, send: bool =
     found = {search.plan.study_name: search.records() for search in searches}
     sections = [_section(search, found[search.plan.study_name]) for search in searches]
     body = "\n".join([_head(sweep, searches, found), *sections, _how_to_look(sweep)])
-    title = html.escape(f"sweep {sweep.name}")
+    title = _escape(f"sweep {sweep.name}")
     start = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     page = f"{start}<body>{body}</body></html>\n"
     path = sweep.folder / "report.html"
@@ -50,14 +51,14 @@ def write_report(sweep: SweepConfig, searches: Sequence[Search], *, send: bool =
 
 
 def _head(sweep: SweepConfig, searches: Sequence[Search], found: dict[str, list[Record]]) -> str:
-    goals = ", ".join(f"{way} <code>{html.escape(name)}</code>" for name, way in sweep.objectives.items())
-    bounds = ", ".join(f"{html.escape(n)} {_bound(b)}" for n, b in sweep.constraints.items())
+    goals = ", ".join(f"{way} <code>{_escape(name)}</code>" for name, way in sweep.objectives.items())
+    bounds = ", ".join(f"{_escape(n)} {_bound(b)}" for n, b in sweep.constraints.items())
     future = (
         "<b>The tuner saw the future</b>: settings were chosen by scores on the whole stream that is tested."
         if sweep.select_on.saw_the_future
-        else f"The tuner did not see the whole stream: settings were chosen on {html.escape(str(sweep.select_on))}."
+        else f"The tuner did not see the whole stream: settings were chosen on {_escape(str(sweep.select_on))}."
     )
-    lines = [f"<h1>Sweep {html.escape(sweep.name)}</h1>", f"<p>{goals}" + (f"; within {bounds}" if bounds else "") + ".</p>"]
+    lines = [f"<h1>Sweep {_escape(sweep.name)}</h1>", f"<p>{goals}" + (f"; within {bounds}" if bounds else "") + ".</p>"]
     lines.append(
         f"<p>{future} Trials are judged on validation data, means over seeds {', '.join(map(str, sweep.seeds))}; the winner's "
         "score on test data was computed once, at the end.</p>"
@@ -72,6 +73,10 @@ def _head(sweep: SweepConfig, searches: Sequence[Search], found: dict[str, list[
         names = list(sweep.objectives)
         lines.append(_table(["search", "best", *(f"{n}, valid" for n in names), *(f"{n}, test" for n in names)], rows, text=2))
     return "\n".join(lines)
+
+
+def _escape(text: object) -> str:
+    return html.escape(printable(str(text)))
 
 
 def _bound(bound: Any) -> str:
@@ -94,7 +99,7 @@ def _section(search: Search, found: list[Record]) -> str:
     complete = [r for r in found if r.state == "complete"]
     top = {r.number for r in best(search, found)}
     told = ", ".join(f"{getattr(counts, name)} {name}" for name in Counts.__dataclass_fields__ if getattr(counts, name))
-    parts = [f"<h2>{html.escape(plan.study_name)}</h2>", f"<p>Trials: {told or 'none yet'}.</p>"]
+    parts = [f"<h2>{_escape(plan.study_name)}</h2>", f"<p>Trials: {told or 'none yet'}.</p>"]
     parts += [_winner_text(plan, winner) for winner in _winners(plan)]
     if complete:
         several = len(plan.sweep.objectives) > 1
@@ -113,8 +118,8 @@ def _winner_text(plan: SearchPlan, winner: dict[str, Any]) -> str:
     tested = len(read_json(plan.folder / "winner.json")["tested"])
     again = f"<p>The test split was looked at for {tested} trials of this search.</p>" if tested > 1 else ""
     return (
-        f"<h3>Trial {winner['number']}: {html.escape(shown(winner['params']))}</h3>{table}{again}"
-        f"<pre>{html.escape(winner['command'])}</pre>"
+        f"<h3>Trial {winner['number']}: {_escape(shown(winner['params']))}</h3>{table}{again}"
+        f"<pre>{_escape(winner['command'])}</pre>"
     )
 
 
@@ -214,7 +219,7 @@ def _slices(plan: SearchPlan, complete: list[Record], objective: str) -> str:
         axis.set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel(objective)
-    return f"<h3>{html.escape(objective)} by setting</h3><p>Later trials are lighter.</p>" + _image(figure)
+    return f"<h3>{_escape(objective)} by setting</h3><p>Later trials are lighter.</p>" + _image(figure)
 
 
 def _importances(search: Search, complete: list[Record]) -> str:
@@ -298,7 +303,7 @@ def _failures(plan: SearchPlan, found: list[Record]) -> str:
 
 
 def _how_to_look(sweep: SweepConfig) -> str:
-    address = html.escape(shown_address(sweep.storage, sweep.folder).replace(str(Path.cwd()) + "/", ""))
+    address = _escape(shown_address(sweep.storage, sweep.folder).replace(str(Path.cwd()) + "/", ""))
     return (
         "<h2>Looking at it</h2><p>The same trials, live:</p>"
         f"<pre>optuna-dashboard {address}</pre>"
@@ -310,9 +315,7 @@ def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]], text: int = 0) ->
     """`text`: how many first columns are text."""
 
     def cells(row: Sequence[Any], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=text' if i < text else ''}>{html.escape(str(cell))}</{tag}>" for i, cell in enumerate(row)
-        )
+        return "".join(f"<{tag}{' class=text' if i < text else ''}>{_escape(cell)}</{tag}>" for i, cell in enumerate(row))
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"

@@ -27,14 +27,10 @@ from typing import Any, TypeVar
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import append_jsonl_many
+from cl_softcot.printable import hide
 from cl_softcot.sweep.config import StorageConfig
 
 T = TypeVar("T")
-
-
-def hide(text: str) -> str:
-    """A text without the password of any address in it."""
-    return re.sub(r"(\w+://[^\s:/@]*):[^\s@/]*@", r"\1:***@", text)
 
 
 def address(config: StorageConfig, folder: Path) -> str:

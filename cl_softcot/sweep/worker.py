@@ -21,6 +21,7 @@ from typing import Any
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import StopRun, UserError
 from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, read_json
+from cl_softcot.printable import hide
 from cl_softcot.results import kept
 from cl_softcot.results.folder import ExperimentFolder
 from cl_softcot.results.record import RunRecord
@@ -30,7 +31,7 @@ from cl_softcot.sweep.config import SearchPlan, SweepConfig
 from cl_softcot.sweep.folder import find
 from cl_softcot.sweep.samplers import chosen_pruner
 from cl_softcot.sweep.space import shown
-from cl_softcot.sweep.storage import StorageAway, hide, is_away
+from cl_softcot.sweep.storage import StorageAway, is_away
 from cl_softcot.sweep.trials import Counts, Search, Taken, trial_experiment
 
 Say = Callable[[str], None]

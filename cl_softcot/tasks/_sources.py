@@ -7,14 +7,12 @@ whole process, so that several tasks (or several experiments of a sweep) share o
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
 import re
 import socket
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,11 +25,13 @@ from urllib.request import getproxies
 from pydantic import Field
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.files import read_bytes, unpacked
 from cl_softcot.tasks._tables import DataRow, DataRows
 from cl_softcot.tasks.base import Split, TaskSettings
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 _ABSENT = object()
+MAX_DATA_BYTES = 1 << 32  # of a file of examples, unpacked
 
 
 def hub_id(default: str) -> Any:
@@ -154,13 +154,7 @@ def _read_file(path: Path, changed_ns: int, columns: tuple[str, ...] | None) -> 
 
 
 def _bytes_of(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.name.endswith(".gz") else data
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"is not a whole gzip file: {error}", where=str(path)) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    return unpacked(path, MAX_DATA_BYTES) if path.name.endswith(".gz") else read_bytes(path, MAX_DATA_BYTES)
 
 
 def _text_rows(path: Path, kind: str, text: str, columns: Sequence[str] | None) -> Iterator[Row]:

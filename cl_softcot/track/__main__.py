@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_softcot.commands import called, guarded
+from cl_softcot.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,10 +38,10 @@ def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> in
         for place in places:
             report = mlflow.sync(place, uri, experiment)
             if report.ok:
-                print(f"{place.name}: {report.sent} new points" + (f" ({report.message})" if report.message else ""))
+                print(printable(f"{place.name}: {report.sent} new points" + (f" ({report.message})" if report.message else "")))
             else:
                 failed += 1
-                print(f"{place.name}: {report.message}", file=sys.stderr)
+                print(printable(f"{place.name}: {report.message}"), file=sys.stderr)
                 if report.experiment_id is None and len(places) > 1:
                     # A store that cannot be reached will not be reached for the other runs either.
                     print("Not sent. The runs are unchanged; repeat the command later.", file=sys.stderr)
@@ -69,7 +70,7 @@ def _note(folder: Path, experiment_id: str, uri: str | None) -> None:
     if results:
         report = mlflow.send_note(experiment_note(results), experiment_id, uri)
         if not report.ok:
-            print(report.message, file=sys.stderr)
+            print(printable(report.message), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 from rich.text import Text
 
+from cl_softcot.printable import markdown, printable, visible
 from cl_softcot.results.colors import GREYS, palette
 from cl_softcot.results.headline import Means, drift_title, method_numbers, spread
 from cl_softcot.results.reading import by_method
@@ -42,6 +43,19 @@ PLAIN_PULSE = 30.0  # seconds between two signs of life where there are no bars
 # --- progress --------------------------------------------------------------------------------------------
 
 
+class _Output(Console):
+    """A terminal that may go away (``| head``, a full disk behind ``>``) without ending the work that is told of."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except (OSError, ValueError):
+            self.quiet = True
+
+
 class ProgressDisplay:
     """Shows how far the runs of an experiment are: bars in a terminal, plain lines elsewhere.
 
@@ -55,7 +69,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, runs: Sequence[str], *, console: Console | None = None, quiet: bool = False):
-        self.console = console or (Console(quiet=True, force_terminal=False) if quiet else Console())
+        self.console = console or (_Output(quiet=True, force_terminal=False) if quiet else _Output())
         self.fancy = self.console.is_terminal and not self.console.is_dumb_terminal
         self._fractions: dict[str, float] = dict.fromkeys(runs, 0.0)
         self._phases: dict[str, str] = {}
@@ -126,7 +140,7 @@ class ProgressDisplay:
         """Prints a line, above the bars if there are some."""
         with self._lock:
             # soft_wrap: a path or an address must stay in one piece to be copied
-            self.console.print(Text(text, style=style or ""), soft_wrap=True, highlight=False)
+            self.console.print(Text(printable(text), style=style or ""), soft_wrap=True, highlight=False)
 
     def update(self, message: Mapping[str, Any]) -> None:
         """Takes one message of a worker."""
@@ -172,7 +186,7 @@ class ProgressDisplay:
     def _update_bar(self, run: str, phase: str, message: Mapping[str, Any]) -> None:
         assert self._progress is not None, "without bars there are lines"
         total, done = message.get("total"), message.get("done") or 0
-        description = f"{escape(run):<{min(self._name_width, 30)}} [dim]{escape(phase)}[/]"
+        description = f"{escape(visible(run)):<{min(self._name_width, 30)}} [dim]{escape(visible(phase))}[/]"
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(description, total=total, count="")
         elif self._phases.get(run) != phase:
@@ -327,7 +341,7 @@ def table_markdown(results: Sequence[RunRecord], *, failed: Mapping[str, str] | 
         cells = [" ".join(part for part in cell if part) for cell in row.cells]
         if row.failed:
             cells = ["failed"] + [""] * (len(cells) - 1)
-        lines.append("| " + " | ".join([row.name, *([row.n] if several else []), *cells]) + " |")
+        lines.append("| " + " | ".join([markdown(row.name).replace("|", "\\|"), *([row.n] if several else []), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -342,7 +356,7 @@ def print_results(
     failed: Mapping[str, str] | None = None,
 ) -> None:
     """Prints the table, its legend and the sentence that the numbers support."""
-    console = console or Console()
+    console = console or _Output()
     if not console.is_terminal:
         # Nobody's window ends at 80 columns in a log file.
         console.print(Text(table_text(results, failed=failed)), soft_wrap=True)
@@ -540,5 +554,5 @@ def _line(label: Text, cells: Sequence[str], widths: Sequence[int], indent: int,
 
 def experiment_note(results: Sequence[RunRecord], *, failed: Mapping[str, str] | None = None) -> str:
     """The table and the sentences as Markdown, for the page of an experiment in MLflow."""
-    sentences = "\n".join(f"* {line}" for line in sentence(results, full=True).splitlines())
-    return f"{table_markdown(results, failed=failed)}\n{sentences}\n\n{legend(results)}\n"
+    sentences = "\n".join(f"* {markdown(line)}" for line in sentence(results, full=True).splitlines())
+    return f"{table_markdown(results, failed=failed)}\n{sentences}\n\n{markdown(legend(results))}\n"

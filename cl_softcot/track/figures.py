@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cl_softcot.files import atomic_write_bytes
+from cl_softcot.printable import plain_figure
 from cl_softcot.results.colors import COLORS, palette
 from cl_softcot.results.folder import ExperimentFolder
 from cl_softcot.results.headline import drift_title, numbers
@@ -47,7 +48,7 @@ def draw_experiment(results: Sequence[RunRecord], folder: str | Path) -> list[Pa
 def save(figure: Figure, path: Path) -> Path:
     """A figure as PNG; the same numbers give the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    plain_figure(figure).savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     atomic_write_bytes(path, buffer.getvalue())
     return path
 

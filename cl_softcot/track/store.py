@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import waiting_lock
+from cl_softcot.printable import hide, without_user
 
 PROBE_SECONDS = 3.0
 LOCK_SECONDS = 600.0  # MLflow makes a new database in seconds, but in minutes on a machine that is busy
@@ -44,10 +45,7 @@ def default_uri() -> str:
 
 def shown(uri: str | None) -> str:
     """The address without user name and password, for messages."""
-    parts = urlsplit(uri or "its default store")
-    if "@" not in parts.netloc:
-        return uri or "its default store"
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return without_user(uri or "its default store")
 
 
 def mlflow_module() -> Any:
@@ -145,7 +143,7 @@ def retrying(call: Callable[[], Any], attempts: int = 5) -> Any:
 
 def first_line(error: object) -> str:
     """What an error says, in one line of bearable length."""
-    text = str(error).strip() or type(error).__name__
+    text = hide(str(error).strip()) or type(error).__name__
     reason = re.search(r"\[Errno -?\d+\] ([^')]+)", text)  # the end of urllib3's long stories
     line = reason[1] if reason else text.splitlines()[0]
     return line if len(line) <= 200 else line[:197] + "..."

@@ -497,7 +497,7 @@ def test_names_cannot_break_the_page_or_the_tables(tmp_path, undrawn):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "a<b>" not in page and "a&lt;b&gt;&amp;_50%|$x" in page
     assert r"a$<$b$>$\&\_50\%$|$\$x" in (tmp_path / "out" / "tables" / "odd-main.tex").read_text()
-    assert r"a<b>&_50%\|$x" in (tmp_path / "out" / "report.md").read_text()
+    assert r"a\<b>&\_50%\|$x" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_tables_as_latex_and_csv():

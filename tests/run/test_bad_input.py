@@ -214,6 +214,43 @@ def test_a_mistake_in_somebodys_own_code_shows_where(tmp_path):
     assert (tmp_path / "out" / "runs" / "softcot.given.seed0" / "result.json").exists()
 
 
+def test_a_failing_disk_ends_its_own_run_only(tmp_path):
+    """The other runs are finished, even where the story of a failure cannot be kept, and the exit status tells."""
+    (tmp_path / "failing.py").write_text(
+        "import errno, os\nfrom cl_softcot.reasoning.cot import Cot\n"
+        "class Disk(Cot):\n    def loss(self, parts, batch): raise OSError(errno.EIO, os.strerror(errno.EIO), '/mnt/stale')\n"
+        "class Bug(Cot):\n    def loss(self, parts, batch):\n"
+        "        os.mkdir('out/runs/bug.given.seed0/error.txt')\n"
+        "        raise TypeError('postgresql://me:HUNTER2@host/db \\x1b[2J')\n"
+    )
+    data = small("softcot")
+    data["methods"] = [
+        method(name="disk", reasoning="failing:Disk"),
+        method(name="bug", reasoning="failing:Bug"),
+        *data["methods"],
+    ]
+    ended = start(write(tmp_path, data), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 1 and "Traceback" not in ended.text and "HUNTER2" not in ended.text and "\x1b[2J" not in ended.text
+    assert "/mnt/stale: the disk or its connection failed" in ended.text and "its traceback could not be kept" in ended.text
+    runs = tmp_path / "out" / "runs"
+    assert (runs / "softcot.given.seed0" / "result.json").exists() and not (runs / "disk.given.seed0" / "error.txt").exists()
+    summary = (tmp_path / "out" / "summary.json").read_text()
+    assert "HUNTER2" not in summary and "disk.given.seed0" in summary
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/softcot.given.seed0", "shared"])
+def test_restart_follows_no_link(place, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "precious").mkdir(parents=True)
+    (elsewhere / "precious" / "file").write_text("keep")
+    link = tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    (tmp_path / "out" / "experiment.json").write_text("{}")
+    refused(start(write(tmp_path, small("softcot")), "output_dir=out", "--restart", cwd=tmp_path), "is a link", str(link.name))
+    assert (elsewhere / "precious" / "file").read_text() == "keep" and link.is_symlink()
+
+
 @pytest.mark.slow
 def test_the_exit_status_reaches_the_shell(tmp_path):
     """Through the interpreter itself; what a worker refuses, too."""

@@ -397,7 +397,7 @@ def test_steps_that_are_no_text(tmp_path, steps):
     assert complaint(path).startswith(f"{path}:2: ") and "field 'steps'" in complaint(path)
 
 
-@pytest.mark.parametrize("answer", ["a\nb", "### 5", "Answer: 3", "####"])
+@pytest.mark.parametrize("answer", ["a\nb", "5\n6", "Answer: 3", "####"])
 def test_an_answer_that_could_never_count_as_right(tmp_path, answer):
     path = write(tmp_path / "my.jsonl", [*rows(1), {"question": "q", "steps": [], "answer": answer}])
     assert complaint(path).startswith(f"{path}:2: ") and "never count as right" in complaint(path)

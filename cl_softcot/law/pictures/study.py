@@ -9,7 +9,6 @@ A trial is written when it is finished; a later start takes it over and does the
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from cl_softcot.config import yaml
 from cl_softcot.config.loading import validated
 from cl_softcot.errors import UserError
-from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, dump_json, read_json, sha256_of
+from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, dump_json, read_json, sha256_of, unpacked
 from cl_softcot.law.pictures.config import Labels, LawConfig, Oracle, PolicyGradient
 
 
@@ -37,7 +36,7 @@ def load_law(path: str | Path, overrides: Sequence[str] = ()) -> LawConfig:
         yaml.override(tree, text, {}, source=len(files))
     config, problems = validated(tree, LawConfig)
     if problems:
-        raise UserError("\n".join(map(str, problems)))
+        raise UserError(yaml.told(problems))
     return config
 
 
@@ -184,7 +183,7 @@ def show_again(folder: Path, output: Path) -> None:
 def points_csv(folder: Path) -> str:
     """What ``points.csv`` of a study holds, of a kept one too, where it is packed."""
     if (folder / "points.csv.gz").exists():
-        return gzip.decompress((folder / "points.csv.gz").read_bytes()).decode("utf-8")
+        return unpacked(folder / "points.csv.gz").decode("utf-8", errors="replace")
     try:
         return (folder / "points.csv").read_text(encoding="utf-8")
     except OSError:

@@ -106,7 +106,7 @@ def _defaults(kind: str, name: str) -> dict[str, Any]:
     from cl_softcot import registry
 
     try:
-        fields = registry.find(kind, name).Settings.model_fields
+        fields = registry.find_builtin(kind, name).Settings.model_fields
     except UserError:
         return {}
     return {key: info.get_default(call_default_factory=True) for key, info in fields.items() if not info.is_required()}

@@ -15,6 +15,6 @@ from cl_softcot.tasks._judging.readings import (
 from cl_softcot.tasks._judging.words import Words, answer_of
 
 __all__ = [
-    "LETTERS", "AnswerKind", "Choices", "Numbers", "Options", "Stated", "Words", "answer_of", "choice_in", "lettered", "number_in",
-    "numbers_in", "numeral", "option_in", "options_in", "options_meta", "with_options",
+    "LETTERS", "AnswerKind", "Choices", "Numbers", "Options", "Stated", "Words", "answer_of", "choice_in", "lettered",
+    "number_in", "numbers_in", "numeral", "option_in", "options_in", "options_meta", "with_options",
 ]  # fmt: skip
