@@ -163,9 +163,7 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
     atomic_write(path, lambda beside: beside.write_bytes(data), durable=durable)
 
 
-def atomic_write(
-    path: str | Path, write: Callable[[Path], Any], *, durable: bool = True, own_folder: bool = False
-) -> None:
+def atomic_write(path: str | Path, write: Callable[[Path], Any], *, durable: bool = True, own_folder: bool = False) -> None:
     """`atomic_write_bytes` for what `write(path)` makes: it writes a file beside, which then takes its place.
 
     ``own_folder=True`` is for writers that make temporary files of their own (safetensors): they get a folder for it.

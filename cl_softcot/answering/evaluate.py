@@ -173,7 +173,7 @@ class Evaluator:
         path = SharedFolder(sums.folder).base
         if not sums.matches(path, record):
             raise UserError(
-                "this folder was begun with other data or other models (its record of them is lost, the record's checksum is not)",
+                "this folder was begun with other data or other models (the checksum of their record tells, which is lost)",
                 where=str(path),
                 fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
             )
@@ -201,7 +201,7 @@ class Evaluator:
         return processes.from_main(lambda: self._base_is_whole(SharedFolder(shared), Checksums(shared)))
 
     def _base_is_whole(self, place: SharedFolder, sums: Checksums) -> bool:
-        """Whether answers and continuations are there as they were written; without checksums, whether they have all they should."""
+        """Whether answers and continuations are there as they were written; without checksums, whether nothing lacks in them."""
         paths = (place.answers, place.continuations)
         if not all(path.exists() for path in paths) or any(sums.changed(path) for path in paths):
             return False
