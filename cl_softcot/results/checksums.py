@@ -36,14 +36,18 @@ class Checksums:
         Raises:
             UserError: if the disk is full or the place cannot be written; the old content is intact then.
         """
-        self._note(path, sha256_of(text.encode("utf-8")))
+        new = sha256_of(text.encode("utf-8"))
+        noted = self._note(path, new)
         atomic_write_text(path, text)
+        if len(noted) > 1:
+            self._note(path, new)  # what stood there before is gone
 
     def write_json(self, path: Path, value: Any) -> None:
         """``atomic_write_json``, with a checksum; raises like ``write_text``."""
         self.write_text(path, dump_json(value, indent=2) + "\n")
 
-    def _note(self, path: Path, new: str) -> None:
+    def _note(self, path: Path, new: str) -> tuple[str, ...]:
+        """The checksums that the file may have from now on: that of what is there, if it was right, and the new one."""
         known = self._known()
         before = known.get(self._name(path), ())
         there = sha256_of(path) if before and path.exists() else None
@@ -51,6 +55,7 @@ class Checksums:
         if wanted != before:
             known[self._name(path)] = wanted
             atomic_write_text(self.path, "".join(f"{one}  {name}\n" for name in sorted(known) for one in known[name]))
+        return wanted
 
     # ------------------------------------------------------------------------------------------------------- reading
 

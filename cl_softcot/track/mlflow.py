@@ -115,10 +115,15 @@ class _Sending:
             experiment or self.tags.get("cl_softcot.mlflow_experiment") or self.tags.get("experiment") or "cl_softcot"
         )
         self.log_id = next((e["data"]["id"] for e in events if e["kind"] == "log"), sha256_of(str(folder).encode())[:12])
-        self.client, self.remote = client_of(uri), uri.startswith(("http://", "https://"))
+        self.client = client_of(uri)
         self.positions = _read_positions(folder)
         self.position = self.positions.setdefault(store_key(uri, self.experiment), {})
         self.replaced = 0
+
+    @property
+    def remote(self) -> bool:
+        """Whether what answers is a server, or whatever stands in front of it."""
+        return self.uri.startswith(("http://", "https://"))
 
     def run(self) -> Sent:
         experiment_id = retrying(self._experiment)

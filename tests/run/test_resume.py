@@ -183,6 +183,111 @@ def test_changed_data_are_refused(tmp_path):
     assert ended.status == 2 and "other data" in ended.err and "first" in ended.err and "--restart" in ended.err
 
 
+# ------------------------------------------------------------------------------- an end that was cut off, edited files
+
+
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished(), tmp_path / "out"))
+
+
+def test_a_run_whose_log_was_cut_off_behind_its_result_is_finished_all_the_same(tmp_path):
+    """By the next start, and by ``track``, each from any place behind the move of ``result.json``."""
+    from cl_softcot.track.finishing import reconcile_alone
+
+    out = copied(tmp_path)
+    method, whole = "softcot", {}
+    run = run_folders(out)[method]
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    known = _told(lines)
+    last_row = max(i for i, line in enumerate(lines) if '"metrics"' in line and json.loads(line)["step"] == 2)
+    for cut in range(last_row + 1, len(lines)):
+        for torn in ("", lines[cut][:-7]):
+            (run / "events.jsonl").write_text("".join(lines[:cut]) + torn)
+            reconcile_alone(run)
+            assert _told((run / "events.jsonl").read_text().splitlines()) == known, (cut, torn)
+            whole[cut] = True
+    assert len(whole) >= 5
+    (run / "events.jsonl").write_text("".join(lines[: last_row + 1]))
+    ended = start(write(tmp_path, small(method)), "output_dir=out", cwd=tmp_path, kill_at=(JUDGED, 1))
+    assert ended.status == 0, ended.text  # nothing was answered
+    assert _told((run / "events.jsonl").read_text().splitlines()) == known
+
+
+def _told(lines: list[str]) -> tuple[dict, set, str]:
+    """What a log says: every number, every artifact, and how it ends."""
+    events = [json.loads(line) for line in lines]
+    numbers = [((e["step"], k), v) for e in events if e["kind"] == "metrics" for k, v in e["data"].items()]
+    assert len(dict(numbers)) == len(numbers)
+    return dict(numbers), {e["data"] for e in events if e["kind"] == "artifact"}, events[-1]["data"]
+
+
+def _edit(path: Path) -> None:
+    """A digit of the file becomes another one."""
+    text = path.read_text()
+    i = text.rindex("0" if "0" in text else "1")
+    path.write_text(text[:i] + "7" + text[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    "file", ["result.json", "rows/row_2.json", "predictions/row_2.jsonl", "predictions/weights_alone_2.jsonl"]
+)
+def test_an_edited_file_is_told_and_measured_again(file, tmp_path):
+    out = copied(tmp_path)
+    _edit(run_folders(out)["softcot"] / file)
+    ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 0 and f"{file} was changed" in ended.text, ended.text
+    assert_same_numbers(out, finished(), ["softcot", "lora_replay"])
+
+
+def test_an_edited_row_that_cannot_be_measured_any_more_is_told_and_left_out(tmp_path):
+    out = copied(tmp_path)
+    _edit(run_folders(out)["softcot"] / "predictions" / "row_1.jsonl")
+    ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 1 and "row_1.jsonl was changed" in ended.text and "delete the run's folder" in ended.text
+    assert "Traceback" not in ended.text and "lora_replay" in (out / "table.txt").read_text()
+    shutil.rmtree(run_folders(out)["softcot"])
+    ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 0, ended.text
+    assert_same_numbers(out, finished(), ["softcot", "lora_replay"])
+
+
+BASE = ("base.json", "base_predictions.jsonl", "base_continuations.json")
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("damage", ["lost", "torn", "edited"])
+def test_what_was_measured_of_the_base_is_made_again(damage, known, tmp_path):
+    """Where something is to be done; with checksums also where nothing is. ``known``: with checksums."""
+    out = copied(tmp_path)
+    shutil.rmtree(run_folders(out)["softcot"])
+    for file in BASE:
+        if damage == "edited" and not known:
+            continue  # nothing could tell
+        path = out / "shared" / file
+        whole = path.read_bytes()
+        if not known:
+            (out / "shared" / "SHA256SUMS").unlink(missing_ok=True)
+        _edit(path) if damage == "edited" else path.unlink() if damage == "lost" else path.write_bytes(whole[: len(whole) // 2])
+        ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+        assert ended.status == 0, ended.text
+        assert path.read_bytes() == whole, file
+        shutil.rmtree(run_folders(out)["softcot"]) if not known else None
+    if known:
+        assert_same_numbers(out, finished(), ["softcot", "lora_replay"])
+
+
+def test_a_lost_record_of_the_base_does_not_let_other_data_in(tmp_path):
+    out = copied(tmp_path)
+    shutil.rmtree(run_folders(out)["softcot"])
+    (out / "shared" / "base.json").unlink()
+    data = small("softcot")
+    own = tmp_path / "first.jsonl"
+    own.write_text("".join(Path(data["tasks"][0]["path"]).read_text().splitlines(keepends=True)[40:]))
+    data["tasks"][0]["path"] = str(own)
+    ended = start(write(tmp_path, data), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 2 and "other data" in ended.err and "Traceback" not in ended.text
+
+
 # ------------------------------------------------------------------------------------------------- a full disk
 
 
