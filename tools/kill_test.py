@@ -280,10 +280,10 @@ class Trial:
 class Tests:
     """Trials against one undisturbed folder, all in ``work``."""
 
-    def __init__(self, work: Path, seed: int, mlflow: bool):
+    def __init__(self, work: Path, seed: int, mlflow: bool, experiment: dict[str, Any]):
         self.work, self.rng, self.mlflow = work, random.Random(seed), mlflow
         work.mkdir(parents=True, exist_ok=True)
-        (work / "killed.yaml").write_text(json.dumps(EXPERIMENT))
+        (work / "killed.yaml").write_text(json.dumps(experiment))
         self.database = work / "empty.db"
         if mlflow:
             from cl_softcot.track.store import client_of
@@ -371,9 +371,18 @@ class Tests:
         return trial
 
 
-def run(points: int, seed: int, work: Path, *, pairs: int, mlflow: bool, tell: Callable[[str], None]) -> list[Trial]:
+def run(
+    points: int,
+    seed: int,
+    work: Path,
+    *,
+    pairs: int,
+    mlflow: bool = True,
+    experiment: dict[str, Any] = EXPERIMENT,
+    tell: Callable[[str], None] = print,
+) -> list[Trial]:
     """All trials: ``points`` kills, some a folder, and ``pairs`` of either kind of two starts."""
-    tests = Tests(work, seed, mlflow)
+    tests = Tests(work, seed, mlflow, experiment)
     tell(f"undisturbed: {tests.seconds:.1f} s from the folder's lock to the end")
     trials: list[Trial] = []
 

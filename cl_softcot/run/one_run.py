@@ -1,7 +1,7 @@
 """One run: a method, a task order, a seed. Builds it, lets it learn turn after turn, measures after each, and writes its folder.
 
     <run folder>/  config.json  events.jsonl  rows/row_<i>.json  predictions/  diagnostics/  checkpoints/  figures/
-                   result.json (last)
+                   result.json (last)  SHA256SUMS
 
 A run goes on where it was cut off: a turn that was learned is not learned again, a row that was measured is not measured again,
 and the numbers are those of a run that was never interrupted.

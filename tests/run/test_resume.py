@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 from run_fakes import (
     METHODS,
-    arguments,
     assert_same_numbers,
     environment,
     finished,
     run_folders,
     small,
     start,
-    tiny,
     write,
 )
 
@@ -329,19 +327,6 @@ def test_a_disk_that_is_really_full(tmp_path):
 # ------------------------------------------------------------------------------------------- real processes
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes below one, by /proc."""
-    found: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found += [int(stat.parent.name), *descendants(int(stat.parent.name))]
-    return found
-
-
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -349,25 +334,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def begin(*args: object, cwd: Path) -> subprocess.Popen:
-    with open(cwd / "log", "ab") as log:
-        return subprocess.Popen(arguments(*args), cwd=cwd, env=environment(), stdout=log, stderr=log)
-
-
 def wait_for(condition) -> None:
     """However slow the machine is: what does not come at all is ended by pytest's own limit."""
     while not condition():
         time.sleep(0.05)
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    def is_worker(pid: int) -> bool:
-        try:
-            return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-
-    return [pid for pid in descendants(process.pid) if is_worker(pid)]
 
 
 # Real processes, made-up work: each run says which process does it, and then "first" ends and the others go on for minutes.
@@ -463,35 +433,3 @@ def test_ctrl_c_stops_at_once(at_work):
     assert not any(alive(pid) for pid in workers)
     said = log.read_text()
     assert "the same command goes on from here" in said and "Traceback" not in said
-
-
-@pytest.mark.slow
-@needs_proc
-def test_kill_of_the_parent_and_of_a_worker(tmp_path):
-    """Workers die with their parent; a dead worker is one clear message; in the end every number is the same."""
-    path = write(tmp_path, tiny("lora_nearest", "full_coconut"))
-    assert start(path, "output_dir=whole", cwd=tmp_path).status == 0
-    out = tmp_path / "out"
-
-    def somewhere(pattern: str):
-        return lambda: any(out.glob(f"runs/*/{pattern}")) or process.poll() is not None
-
-    process = begin(path, "output_dir=out", "--jobs", 2, cwd=tmp_path)
-    wait_for(somewhere("checkpoints/*.json"))
-    workers = workers_of(process)
-    process.kill()
-    process.wait()
-    assert workers
-    wait_for(lambda: not any(alive(pid) for pid in workers))  # one still importing notices only after that
-
-    process = begin(path, "output_dir=out", "--jobs", 2, cwd=tmp_path)
-    wait_for(somewhere("rows/row_1.json"))
-    for pid in workers_of(process)[:1]:
-        os.kill(pid, signal.SIGKILL)
-    assert process.wait() == 1
-    log = (tmp_path / "log").read_text()
-    assert "a worker process died" in log and "Traceback" not in log
-
-    ended = start(path, "output_dir=out", cwd=tmp_path)
-    assert ended.status == 0, ended.text
-    assert_same_numbers(out, tmp_path / "whole")
