@@ -264,5 +264,6 @@ class _Run:
         figures.draw_run(result, self.folder.figures)
         write_predictions(self.folder.path, result)
         self.checksums.write_json(self.folder.result, result.as_dict())
+        assert isinstance(self.log, EventLog), "this is done by the process that writes"
         finish_log(self.log, self.folder, result)
         self.report({"logged": str(self.folder.path)})
