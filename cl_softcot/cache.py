@@ -5,8 +5,9 @@ Work that is the same for many runs is done once::
     $CL_SOFTCOT_CACHE/<kind>/<key>.safetensors      kind: states (of assistants), texts (written by frozen models)
 
 A key is a hash of everything that the bits of an entry depend on, so that an entry is never wrong and never changes a number:
-without it the same bits would be computed again. Entries are written whole or not at all and carry a checksum; a reader that
-finds none, or a damaged one, computes. Any number of processes and machines may share the folder, and delete what they like.
+without it the same bits would be computed again. Entries are written whole or not at all and carry a checksum of every byte; a
+reader that finds none, or a damaged one, which it throws away, computes. Any number of processes and machines may share the
+folder, and delete what they like.
 
 Environment: CL_SOFTCOT_CACHE (a folder, or 'off'; default ~/.cache/cl_softcot), CL_SOFTCOT_CACHE_SIZE (default 20GB).
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import os
 import re
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_softcot.commands import called, guarded
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_bytes, dump_json, sha256_of
+from cl_softcot.files import atomic_write_bytes, dump_json, is_abandoned, is_unfinished, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +41,8 @@ DEFAULT_SIZE = "20GB"
 KINDS = ("states", "texts")
 
 _ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
-_UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.safetensors\.\d+\.[0-9a-f]{8}\.tmp")
-_ABANDONED = 3600.0  # seconds after which an unfinished file has no writer any more
+FORMAT = 2  # 1: the checksum was of the tensors alone
+_CHECKSUM = re.compile(rb'\{"__metadata__": \{"sha256": "([0-9a-f]{64})"')  # how the header of an entry begins
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -120,10 +122,7 @@ class Cache:
 
     def prune(self, limit: int) -> tuple[int, int]:
         """Deletes what was not used for longest until ``limit`` bytes are left. Returns numbers of entries and bytes deleted."""
-        for _, path in self._files(_UNFINISHED):
-            with suppress(OSError):
-                if limit == 0 or time.time() - path.stat().st_mtime > _ABANDONED:
-                    path.unlink()
+        self.sweep(everything=limit == 0)
         found = []
         for _, path in self._files(_ENTRY):
             with suppress(OSError):
@@ -139,13 +138,24 @@ class Cache:
             left -= size
         return deleted, freed
 
+    def sweep(self, *, everything: bool = False) -> None:
+        """Deletes what killed writers have not finished; ``everything``: of writers that live too."""
+        for path in self._inside():
+            if is_unfinished(path) and _ENTRY.search(path.name):
+                with suppress(OSError):
+                    if everything or is_abandoned(path):
+                        path.unlink()
+
     def _files(self, name: re.Pattern[str]) -> Iterator[tuple[str, Path]]:
         """(kind, file) of what looks like the cache's own: nothing else in the folder is ever touched."""
+        for path in self._inside():
+            if name.fullmatch(path.name):
+                yield path.parent.name, path
+
+    def _inside(self) -> Iterator[Path]:
         for kind in KINDS:
             with suppress(FileNotFoundError, NotADirectoryError):
-                for path in (self.folder / kind).iterdir():
-                    if name.fullmatch(path.name):
-                        yield kind, path
+                yield from (self.folder / kind).iterdir()
 
 
 def current() -> Cache | None:
@@ -166,32 +176,52 @@ def _cache(folder: Path, limit: int) -> Cache:
     """One a folder and process: it counts what was written."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"the cache's place is not a folder: {folder}", fix=f"Set {PLACE} to a folder, or to 'off'.")
-    return Cache(folder, limit)
+    cache = Cache(folder, limit)
+    with suppress(OSError):  # a folder that cannot be read holds nothing for us
+        cache.sweep()
+    return cache
 
 
 def key_of(material: Any) -> str:
     """The key for everything that an entry depends on, given as JSON data."""
-    return sha256_of(dump_json(material).encode())
+    return sha256_of(dump_json([FORMAT, material]).encode())
 
 
 # ------------------------------------------------------------------------------------------------------ file format
 
 
 def _sealed(data: bytes, about: Mapping[str, str]) -> bytes:
-    """A safetensors file with a description and a checksum of its tensors in its header."""
+    """A safetensors file with a description in its header, and in front of that a checksum of the whole file."""
     header, body = _parts(data)
-    header["__metadata__"] = {**about, "sha256": sha256_of(body)}
-    text = dump_json(header).encode()
+    described = {"__metadata__": {"sha256": "0" * 64, **about}} | {k: v for k, v in header.items() if k != "__metadata__"}
+    text = dump_json(described).encode()
     text += b" " * (-len(text) % 8)  # as the format wants it
-    return len(text).to_bytes(8, "little") + text + body
+    whole = len(text).to_bytes(8, "little") + text + body
+    start, end = _place_of_checksum(whole)
+    return whole[:start] + _checksum(whole, start, end) + whole[end:]
 
 
 def _is_whole(data: bytes) -> bool:
     try:
-        header, body = _parts(data)
-        return header["__metadata__"]["sha256"] == sha256_of(body)
-    except (ValueError, KeyError, TypeError):
+        start, end = _place_of_checksum(data)
+    except ValueError:
         return False
+    return data[start:end] == _checksum(data, start, end)
+
+
+def _place_of_checksum(data: bytes) -> tuple[int, int]:
+    found = _CHECKSUM.match(data, 8)  # behind the header's length
+    if found is None:
+        raise ValueError("not an entry of the cache")
+    return found.span(1)
+
+
+def _checksum(data: bytes, start: int, end: int) -> bytes:
+    """Of every byte but its own, as hex."""
+    view = memoryview(data)
+    digest = hashlib.sha256(view[:start])
+    digest.update(view[end:])
+    return digest.hexdigest().encode()
 
 
 def _parts(data: bytes) -> tuple[dict[str, Any], memoryview]:

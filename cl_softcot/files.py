@@ -1,7 +1,8 @@
 """Files that survive crashes: atomic writes, append-only JSON lines, checksums and the lock of a folder.
 
 What a reader finds is always whole: a file is written beside its place, forced to the disk and moved in;
-a line that a crash cut off is dropped by the next reader and cleaned up by the next writer.
+a line that a crash cut off is dropped by the next reader and cleaned up by the next writer. What a killed
+writer left beside says whose it is, and the next start throws it away (`sweep_unfinished`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import functools
 import gzip
 import hashlib
 import io
@@ -18,6 +20,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -259,23 +262,27 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
     atomic_write(path, lambda beside: beside.write_bytes(data), durable=durable)
 
 
-def atomic_write(path: str | Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
-    """`atomic_write_bytes` for what `write(path)` makes: it writes a file beside, which then takes its place."""
+def atomic_write(path: str | Path, write: Callable[[Path], Any], *, durable: bool = True, own_folder: bool = False) -> None:
+    """`atomic_write_bytes` for what `write(path)` makes: it writes a file beside, which then takes its place.
+
+    ``own_folder=True`` is for writers that make temporary files of their own (safetensors): they get a folder for it.
+    """
     path = Path(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files are private (0600), and results are for others to read as well.
-        beside = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        unfinished = path.parent / _unfinished_name(path.name)
+        beside = unfinished / path.name if own_folder else unfinished
         try:
+            if own_folder:
+                unfinished.mkdir()
             write(beside)
             if durable:
                 with open(beside, "rb") as file:
                     os.fsync(file.fileno())
             os.replace(beside, path)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink()
-            raise
+        finally:
+            _remove_unfinished(unfinished)  # not there any more, where all went well
         if durable:
             sync_folder(path.parent)
 
@@ -288,6 +295,113 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 def atomic_write_json(path: str | Path, value: Any) -> None:
     """`atomic_write_bytes` for data, indented for people; NaN becomes null (see `jsonable`)."""
     atomic_write_text(path, dump_json(value, indent=2) + "\n")
+
+
+# --- what killed writers left ----------------------------------------------------------------------
+
+ABANDONED = 3600.0  # seconds after which an unfinished file that is not known to be anybody's has no writer any more
+# Whose it is: host, when the process began, process. Versions before wrote the process alone.
+_UNFINISHED = re.compile(r"\..+\.(?:(?P<host>[0-9a-f]{8})-(?P<began>\d+)-)?(?P<pid>\d+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # its own, beside the file that it writes
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file or folder is called as `atomic_write` calls what it has not finished."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
+def sweep_unfinished(folder: str | Path, *, alone: bool = False, deep: bool = True) -> list[Path]:
+    """Removes what killed writers have left in a folder, and nothing of writers that live; what was removed.
+
+    A writer is known by host, process and the time at which that began. Where nothing says whose a file is, or it is of another
+    machine, its age decides (`ABANDONED`).
+
+    Args:
+        alone: this process holds the folder's lock: what no process here has open is nobody's, however new it is. Then
+            safetensors' own temporary files are looked at too.
+        deep: in the folders inside, too; links are not followed.
+    """
+    removed = []
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if not (is_unfinished(path) or (alone and name in files and _SAFETENSORS.fullmatch(name))):
+                continue
+            with suppress(OSError):
+                if is_abandoned(path, alone=alone):
+                    _remove_unfinished(path)
+                    removed.append(path)
+        folders[:] = [name for name in folders if deep and not is_unfinished(Path(place, name))]
+    return removed
+
+
+def is_abandoned(path: Path, *, alone: bool = False) -> bool:
+    """Whether the writer of an unfinished file is dead (see `sweep_unfinished`).
+
+    Raises:
+        OSError: if it is not there any more.
+    """
+    age = time.time() - path.lstat().st_mtime
+    found = _UNFINISHED.fullmatch(path.name)
+    if found and found["host"]:
+        if found["host"] == _this_host():
+            return _began(int(found["pid"])) != found["began"]
+        return age > ABANDONED
+    opened = _is_open(path) if alone else None
+    return age > ABANDONED if opened is None else not opened
+
+
+def _unfinished_name(name: str) -> str:
+    pid = os.getpid()
+    short = name.encode()[:150].decode(errors="ignore")  # file systems take 255 bytes
+    return f".{short}.{_this_host()}-{_began(pid) or 0}-{pid}.{secrets.token_hex(4)}.tmp"
+
+
+def _remove_unfinished(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@functools.cache
+def _this_host() -> str:
+    """Machine and container: within it a process number is one process's."""
+    try:
+        container = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        container = ""
+    return hashlib.sha256(f"{socket.gethostname()} {container}".encode()).hexdigest()[:8]
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this machine began, in the kernel's ticks; None if there is none (any more)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:  # a system without /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return "0"
+
+
+def _is_open(path: Path) -> bool | None:
+    """Whether a process of this machine has the file open; None if that cannot be told."""
+    if not Path("/proc/self/fd").exists():
+        return None
+    wanted = str(path.absolute())
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(descriptor) == wanted:
+                return True
+    return False
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -16,13 +16,14 @@ from typing import Any
 from cl_softcot.answering.policy import BasePolicy, Policy
 from cl_softcot.answering.readings import as_read, in_both, other_than
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_json, atomic_write_text, dump_json, read_json, read_jsonl, sha256_of
+from cl_softcot.files import dump_json, read_json, read_jsonl, sha256_of
 from cl_softcot.machine import processes
 from cl_softcot.machine.lanes import working_seconds
 from cl_softcot.metrics.cost import cost_per_answer
 from cl_softcot.metrics.drift import DriftReference, drift, written_ids
 from cl_softcot.metrics.intervals import bootstrap_interval
 from cl_softcot.metrics.retention import retention
+from cl_softcot.results.checksums import Checksums
 from cl_softcot.results.folder import RunFolder, SharedFolder
 from cl_softcot.tasks.base import Example, Task
 
@@ -169,7 +170,14 @@ class Evaluator:
     # ------------------------------------------------------------------------------------------------- the base
 
     def measure_base(self, shared: Path) -> None:
-        """Answers everything as the base does and keeps it in ``shared``: done once, used by every method."""
+        """Answers everything as the base does and keeps it in ``shared``: done once, used by every method.
+
+        Raises:
+            UserError: if it was done there before, with another base or on other data, and only its record was lost.
+        """
+        place, sums = SharedFolder(shared), Checksums(shared)
+        record = dump_json(self._base_record(), indent=2) + "\n"
+        processes.from_main(lambda: self._refuse_other_base(sums, record))
         # One after the other: what is kept of a set on disk serves every experiment that has it.
         probes = (*self.tasks, *self.families)
         predictions = [p for probe in probes for answered in self._answer(self.base, [probe]).values() for p in answered]
@@ -177,23 +185,30 @@ class Evaluator:
             name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
         }
 
-        place = SharedFolder(shared)
-
         def write() -> None:
-            _write_predictions(place.answers, predictions)
-            atomic_write_text(place.continuations, dump_json(continuations) + "\n")
-            atomic_write_json(place.base, self._base_record())  # last: without it the base was not measured
+            _write_predictions(sums, place.answers, predictions)
+            sums.write_text(place.continuations, dump_json(continuations) + "\n")
+            sums.write_text(place.base, record)  # last: without it the base was not measured
 
         processes.from_main(write)
 
+    def _refuse_other_base(self, sums: Checksums, record: str) -> None:
+        path = SharedFolder(sums.folder).base
+        if not sums.matches(path, record):
+            raise UserError(
+                "this folder was begun with other data or other models (the checksum of their record tells, which is lost)",
+                where=str(path),
+                fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
+            )
+
     def has_measured_base(self, shared: Path) -> bool:
-        """Whether ``measure_base`` did its work there, with this base and on these data.
+        """Whether ``measure_base`` did its work there, with this base and on these data, and all of it is there and whole.
 
         Raises:
             UserError: if it did, but with others: numbers of the two must not stand beside each other.
         """
         path, wanted = SharedFolder(shared).base, self._base_record()
-        known = processes.from_main(lambda: read_json(path) if path.exists() else None)
+        known = processes.from_main(lambda: _record_or_none(Checksums(shared), path))
         if known is None:
             return False
         if "assistant" not in known:  # a folder from before this was kept
@@ -206,7 +221,22 @@ class Evaluator:
                 fix="keep both with output_dir=ANOTHER, or throw the earlier one away with --restart",
             )
         # Runs that were taken over from kept results bring the record, and not the answers.
-        return processes.from_main(lambda: SharedFolder(shared).answers.exists())
+        return processes.from_main(lambda: self._base_is_whole(SharedFolder(shared), Checksums(shared)))
+
+    def _base_is_whole(self, place: SharedFolder, sums: Checksums) -> bool:
+        """Whether answers and continuations are there as they were written; without checksums, whether nothing lacks in them."""
+        paths = (place.answers, place.continuations)
+        if not all(path.exists() for path in paths) or any(sums.changed(path) for path in paths):
+            return False
+        if all(sums.knows(path) for path in paths):
+            return True
+        try:
+            answered = {(p["set"], p["task"], p["id"]) for p in read_jsonl(place.answers)}
+            written = read_json(place.continuations)
+            asked = {(p.kind, p.name, e.id) for p in (*self.tasks, *self.families) for e in p.examples}
+            return asked <= answered and all(len(written[name]) == len(found) for name, found in self._sets.items())
+        except (UserError, KeyError, TypeError):
+            return False
 
     def _base_record(self) -> dict[str, Any]:
         """What must not change under a folder: the models, how the base writes, and every set of examples."""
@@ -354,11 +384,20 @@ def _hash_of(examples: Sequence[Example]) -> str:
 
 
 def _write_row(folder: RunFolder, index: int, used: Sequence[list[Prediction]], bare: Sequence[list[Prediction]]) -> None:
-    _write_predictions(folder.answers(index), [p for predictions in used for p in predictions])
+    sums = Checksums(folder.path)
+    _write_predictions(sums, folder.answers(index), [p for predictions in used for p in predictions])
     if bare and index:
-        _write_predictions(folder.answers_alone(index), [p for predictions in bare for p in predictions])
+        _write_predictions(sums, folder.answers_alone(index), [p for predictions in bare for p in predictions])
 
 
-def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, "".join(dump_json(p) + "\n" for p in predictions))
+def _write_predictions(sums: Checksums, path: Path, predictions: Sequence[Prediction]) -> None:
+    sums.write_text(path, "".join(dump_json(p) + "\n" for p in predictions))
+
+
+def _record_or_none(sums: Checksums, path: Path) -> dict[str, Any] | None:
+    """``base.json``; None where it is missing, torn or was changed."""
+    try:
+        known = None if sums.changed(path) else read_json(path)
+    except UserError:
+        return None
+    return known if isinstance(known, dict) else None

@@ -18,11 +18,11 @@ from cl_softcot.answering.per_task import PerTaskPolicy, Router, TaskBank
 from cl_softcot.answering.policy import BasePolicy, MethodPolicy
 from cl_softcot.answering.readings import judged
 from cl_softcot.config.settings import EvaluateConfig, MethodConfig, TrainConfig
-from cl_softcot.files import read_jsonl
 from cl_softcot.machine import processes
 from cl_softcot.models.batch import Edit, Encoded
 from cl_softcot.models.writing import Generation, generate
 from cl_softcot.reasoning.base import Parts, Phase
+from cl_softcot.results.checksums import Checksums
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.tasks.base import Example
 
@@ -207,7 +207,7 @@ class Subject:
         kind = next(p.kind for p in (*self.tasks, *self.families) if p.name == name)
         assert self.folder is not None, "answers are in the run's own folder"
         folder = RunFolder(self.folder)
-        lines = processes.from_main(lambda: read_jsonl(folder.answers(row)))
+        lines = processes.from_main(lambda: Checksums(folder.path).read_jsonl(folder.answers(row)))
         return [line["outcome"] == "right" for line in lines if (line["set"], line["task"]) == (kind, name)]
 
     @property

@@ -184,7 +184,8 @@ def _keep(subject: Subject) -> None:
     def write() -> None:
         path = _file(subject, subject.row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda beside: safetensors.torch.save_file({n: t.cpu().clone() for n, t in tensors.items()}, beside))
+        separate = {n: t.cpu().clone() for n, t in tensors.items()}
+        atomic_write(path, lambda beside: safetensors.torch.save_file(separate, beside), own_folder=True)
         _file(subject, subject.row - 2).unlink(missing_ok=True)
 
     processes.from_main(write)

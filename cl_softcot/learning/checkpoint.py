@@ -71,7 +71,7 @@ def save(folder: str | Path, step_name: str, tensors: Mapping[str, Tensor], stat
     path = folder / f"{serial:06d}-{step_name}.json"
     stamp = secrets.token_hex(8)
     tensors_path = path.with_name(_tensors_name(path))
-    atomic_write(tensors_path, lambda beside: _write_tensors(beside, tensors, stamp))
+    atomic_write(tensors_path, lambda beside: _write_tensors(beside, tensors, stamp), own_folder=True)
     try:
         atomic_write_json(
             path,

@@ -85,12 +85,17 @@ class EventLog:
         if relative.as_posix() not in self._artifacts:
             self._append("artifact", relative.as_posix())
 
-    def status(self, status: str) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether the log says so of its run."""
+        return self._status == "FINISHED"
+
+    def status(self, status: str, time_ms: int | None = None) -> None:
         """How the run stands: RUNNING, FINISHED, FAILED or KILLED."""
         if status not in STATUSES:
             raise ValueError(f"status must be one of {STATUSES}, not {status!r}")
         if status != self._status:
-            self._append("status", status)
+            self._append("status", status, time_ms=time_ms)
 
     def _append(self, kind: str, data: Any, *, step: int | None = None, time_ms: int | None = None) -> None:
         if not data:

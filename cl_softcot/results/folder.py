@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULT, CONFIG = "result.json", "config.json"
+SUMS = "SHA256SUMS"
 PACKED, PACKED_SWEEP = "runs.jsonl.gz", "sweep.jsonl.gz"
 
 
@@ -23,6 +24,11 @@ class RunFolder:
     @property
     def result(self) -> Path:
         return self.path / RESULT
+
+    @property
+    def sums(self) -> Path:
+        """Checksums of result, rows, predictions and diagnostics."""
+        return self.path / SUMS
 
     @property
     def config(self) -> Path:

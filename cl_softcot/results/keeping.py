@@ -18,7 +18,7 @@ from typing import Any
 
 from cl_softcot.commands import called, guarded
 from cl_softcot.errors import UserError
-from cl_softcot.files import atomic_write_bytes, atomic_write_json, dump_json, read_json, sha256_of
+from cl_softcot.files import atomic_write_bytes, atomic_write_json, dump_json, read_json, sha256_of, unpacked
 from cl_softcot.results import kept
 from cl_softcot.results.folder import PACKED, PACKED_SWEEP, RESULT, ExperimentFolder, ReportFolder, RunFolder
 
@@ -200,7 +200,7 @@ def unpack(folder: Path, target: Path) -> Path:
         text = line["text"] if "text" in line else dump_json(line["json"], indent=2) + "\n"
         atomic_write_bytes(target / line["file"], text.encode("utf-8"))
     if (folder / "points.csv.gz").exists():
-        atomic_write_bytes(target / "points.csv", gzip.decompress((folder / "points.csv.gz").read_bytes()))
+        atomic_write_bytes(target / "points.csv", unpacked(folder / "points.csv.gz"))
     return target
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import parse_json, read_json, read_jsonl, sha256_of, unpacked
+from cl_softcot.results.checksums import Checksums
 from cl_softcot.results.folder import PACKED_SWEEP, ExperimentFolder, RunFolder
 from cl_softcot.results.record import RunRecord, read_record
 
@@ -106,10 +107,14 @@ def _line(run: Path) -> dict[str, Any] | None:
 
 
 def result(run: str | Path) -> Any:
-    """What ``result.json`` of a run holds; None if the run is not finished."""
+    """What ``result.json`` of a run holds; None if the run is not finished.
+
+    Raises:
+        UserError: if the file is not as the run wrote it.
+    """
     path = RunFolder(Path(run)).result
     if path.exists():
-        return read_json(path)
+        return Checksums(run).read_json(path)
     line = _line(Path(run))
     return line and line["result"]
 
@@ -118,7 +123,7 @@ def record(run: str | Path) -> RunRecord | None:
     """The record of a finished run, which knows its folder; None if the run is not finished.
 
     Raises:
-        UserError: if its ``result.json`` is none.
+        UserError: if its ``result.json`` is none, or not as the run wrote it.
     """
     found = result(run)
     return None if found is None else read_record(found, where=RunFolder(Path(run)).result, folder=run)
@@ -156,7 +161,7 @@ def outcomes(run: Path) -> tuple[Questions, Outcomes] | None:
     """The questions of a run and its letters, row by row; None where nothing was kept of its answers.
 
     Raises:
-        UserError: if the rows of its predictions are not of the same questions in the same order.
+        UserError: if the rows of its predictions are not of the same questions in the same order, or not as the run wrote them.
     """
     folder = RunFolder(run)
     if folder.answers(0).exists():
@@ -213,7 +218,7 @@ def _of_predictions(run: RunFolder) -> tuple[Questions, Outcomes]:
     while (path := run.answers(len(rows))).exists():
         asked: Questions = {}
         letters: dict[str, dict[str, str]] = {}
-        for line in read_jsonl(path):
+        for line in Checksums(run.path).read_jsonl(path):
             asked.setdefault(line["set"], {}).setdefault(line["task"], []).append([line["id"], line["meta"].get("cluster")])
             mine = letters.setdefault(line["set"], {})
             mine[line["task"]] = mine.get(line["task"], "") + LETTERS[line["outcome"]]
@@ -231,7 +236,7 @@ def answers(run: str | Path, row: int) -> list[dict[str, Any]] | None:
     run = Path(run)
     path = RunFolder(run).answers(row)
     if path.exists():
-        return read_jsonl(path)
+        return Checksums(run).read_jsonl(path)
     found = outcomes(run)
     if found is None or row >= len(found[1]):
         return None

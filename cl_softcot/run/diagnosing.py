@@ -8,9 +8,10 @@ from typing import Any
 from cl_softcot.answering.subject import Subject
 from cl_softcot.config.plugins import DiagnosticConfig
 from cl_softcot.diagnostics.base import Diagnostic, undisturbed
-from cl_softcot.files import atomic_write_json, jsonable, read_json
+from cl_softcot.files import jsonable, read_json
 from cl_softcot.machine import processes
 from cl_softcot.machine.lanes import working_seconds
+from cl_softcot.results.checksums import Checksums
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.run.progress import Progress, too_late
 
@@ -83,9 +84,13 @@ class Diagnosing:
     def _kept_or(self, measure: Callable[[], Measured] | None, i: int, name: str, step: int | None = None) -> dict[str, Any]:
         """Numbers and seconds from disk, or else from ``measure`` (which says what it needed before); None: it is too late."""
         path = self.folder.diagnostic(name, i, step)
-        kept = processes.from_main(lambda: read_json(path) if path.exists() else None)
+        sums = Checksums(self.folder.path)
+        changed = processes.from_main(lambda: sums.changed(path))
+        kept = processes.from_main(lambda: read_json(path) if path.exists() and not changed else None)
         if kept is not None:
             return kept
+        if changed:
+            self.progress.tell_changed(path)
         if measure is None:
             raise too_late(i, path)
         if step is None:
@@ -94,5 +99,5 @@ class Diagnosing:
         started = working_seconds()
         numbers, before = measure()
         kept = {"numbers": jsonable(numbers), "seconds": working_seconds() - started + before}
-        processes.from_main(lambda: atomic_write_json(path, kept))
+        processes.from_main(lambda: sums.write_json(path, kept))
         return kept

@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,26 @@ from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.fingerprint import fingerprint, modules_of_run, named_modules, run_fingerprint, to_data, to_yaml
 from cl_softcot.config.plan import OnRow, RunSpec
 from cl_softcot.errors import StopRun, UserError
-from cl_softcot.files import atomic_write_json, atomic_write_text, explained, read_json
+from cl_softcot.files import atomic_write_json, atomic_write_text, explained, read_json, sweep_unfinished
 from cl_softcot.machine import processes
 from cl_softcot.metrics.own import find_metrics
 from cl_softcot.printable import printable
 from cl_softcot.provenance import is_dirty, revision, versions
 from cl_softcot.registry import source_file
 from cl_softcot.results import kept
+from cl_softcot.results.checksums import Checksums
 from cl_softcot.results.colors import palette
-from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
+from cl_softcot.results.events import EventLog, run_identity, run_tags
 from cl_softcot.results.folder import PACKED, ExperimentFolder, RunFolder
 from cl_softcot.results.keeping import restore_run, restore_study
 from cl_softcot.results.own_metrics import with_metrics
-from cl_softcot.results.reading import Results, load_results, order_like
+from cl_softcot.results.reading import Results, order_like
 from cl_softcot.results.record import VIEWS, RunRecord, read_record
 from cl_softcot.run import base, one_run
 from cl_softcot.run.together import let_go, together
 from cl_softcot.run.workers import kill_workers, start_worker, work_on_base, work_on_run, worker_died
 from cl_softcot.track.console import ProgressDisplay, print_results, table_text
+from cl_softcot.track.finishing import finish_log, milliseconds, reconcile
 
 
 class Orchestration:
@@ -94,12 +95,25 @@ class Orchestration:
             _refuse_links(self.place)
             for path in self.place.written:
                 _remove(path)
+        self._sweep()
         self._refuse_other_settings()
         if kept_in is not None:
             self._take_kept(Path(kept_in))
 
     def _run_folder(self, spec: RunSpec) -> Path:
         return self.place.run(spec.key).path
+
+    def _sweep(self) -> None:
+        """Throws away what a killed start has not finished writing: whoever makes this holds the folder's lock."""
+        for place in (self.shared, *(self._run_folder(spec) for spec in self.specs)):
+            sweep_unfinished(place, alone=True)
+        sweep_unfinished(self.folder, deep=False)
+        sweep_unfinished(self.place.report.path)  # reports hold no lock
+
+    def _is_finished(self, spec: RunSpec) -> bool:
+        """Whether the run has its result, and all that it measured is as it was written."""
+        run = self.place.run(spec.key)
+        return run.result.exists() and not Checksums(run.path).all_changed()
 
     def _refuse_other_settings(self) -> None:
         """Numbers of different settings never mix in one folder."""
@@ -132,9 +146,11 @@ class Orchestration:
             restore_study(found, self.folder)
         for spec in taken:
             run = self.place.run(spec.key)
-            for begun in (run.predictions, run.rows, run.checkpoints, run.diagnostics):  # a part of what is there whole now
+            # A part of what is there whole now.
+            for begun in (run.predictions, run.rows, run.checkpoints, run.diagnostics, run.sums):
                 _remove(begun)
-            _log_as_finished(run, read_record(found.runs[spec.key]["result"], where=place))
+            record = read_record(found.runs[spec.key]["result"], where=place)
+            finish_log(EventLog(run.path), run, record, milliseconds(record.finished))
             restore_run(found, spec.key, self.folder)
         if not self.quiet:
             others = f"; {len(there) - len(taken)} of other settings are not" if len(there) > len(taken) else ""
@@ -193,12 +209,12 @@ class Orchestration:
 
     def go(self) -> Results:
         """Runs what is not finished; returns the results of all runs that are. ``failed`` and ``stopped`` name the others."""
-        todo = [spec for spec in self.specs if not self.place.run(spec.key).result.exists()]
+        todo = [spec for spec in self.specs if not self._is_finished(spec)]
         with ProgressDisplay([spec.key for spec in self.specs], quiet=self.quiet) as display:
             self._sender = self._start_mlflow(display)
             if self.jobs is None:
                 self._run_all_here(todo, display)
-            elif todo:
+            elif todo or self._base_is_damaged():
                 self._run_all(todo, display)
             else:
                 self._begin(todo, display)
@@ -214,10 +230,21 @@ class Orchestration:
         if is_dirty(self.provenance["revision"]):
             display.say(f"note: the code has changes that no revision holds ({self.provenance['revision'][:12]} and more)")
         for spec in self.specs:
-            if self._sender:
-                self._sender.poke(self._run_folder(spec))
+            folder = self._run_folder(spec)
             if spec not in todo:
+                reconcile(folder)
                 display.update({"run": spec.key, "phase": "kept"})
+            elif RunFolder(folder).result.exists():
+                for path in Checksums(folder).all_changed():
+                    display.say(f"{path} was changed after it was written: {spec.key} is done again from what is as it was")
+            if self._sender:
+                self._sender.poke(folder)
+
+    def _base_is_damaged(self) -> bool:
+        """Whether what was measured of the base is not there as it was written; it is of use to later starts only."""
+        base = self.place.shared
+        sums = Checksums(base.path)
+        return any(sums.knows(p) and (not p.exists() or sums.changed(p)) for p in (base.base, base.answers, base.continuations))
 
     def _start_mlflow(self, display: ProgressDisplay) -> Any:
         if not self.config.tracking.mlflow:
@@ -229,7 +256,7 @@ class Orchestration:
     def _run_all_here(self, todo: list[RunSpec], display: ProgressDisplay) -> None:
         take = lambda run: lambda message: self._take({"run": run, **message}, display)  # noqa: E731
         processes.from_main(lambda: todo)
-        if todo:
+        if todo or (processes.size() == 1 and self._base_is_damaged()):
             with together():
                 self.about_tasks = base.measure_base(self.config, self.shared, take("base"))
         self._begin(todo, display)
@@ -324,9 +351,9 @@ class Orchestration:
     # ---------------------------------------------------------------------------------------------------- conclusion
 
     def _conclude(self) -> Results:
-        wanted, metrics = {spec.key for spec in self.specs}, find_metrics(self.config.evaluate.metrics)
-        found = load_results(self.folder) if self.place.runs.exists() else []
-        finished = [with_metrics(r, metrics) for r in found if r.folder and r.folder.name in wanted]
+        metrics = find_metrics(self.config.evaluate.metrics)
+        found = [kept.record(self._run_folder(spec)) for spec in self.specs if spec.key not in {**self.failed, **self.stopped}]
+        finished = [with_metrics(record, metrics) for record in found if record is not None]
         results = order_like(finished, [m.name for m in self.config.methods])
         if results:
             from cl_softcot.track.figures import draw_experiment
@@ -394,20 +421,6 @@ def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
         "evaluate.split": config.evaluate.split,
         "evaluate.test": config.evaluate.test,
     }
-
-
-def _log_as_finished(run: RunFolder, result: RunRecord) -> None:
-    """The log of a run that was done elsewhere, so that trackers show it like the others."""
-    log, ended = EventLog(run.path), _milliseconds(result.finished)
-    for i in range(len(result.accuracy.matrix)):
-        log.metrics(i, row_metrics(result, i), ended)
-    log.metrics(0, final_metrics(result), ended)
-    log.artifact(run.result.name)
-    log.status("FINISHED")
-
-
-def _milliseconds(finished: str | None) -> int | None:
-    return finished and int(datetime.fromisoformat(finished).timestamp() * 1000)  # type: ignore[return-value]
 
 
 def _refuse_links(place: ExperimentFolder) -> None:

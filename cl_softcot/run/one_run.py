@@ -1,7 +1,7 @@
 """One run: a method, a task order, a seed. Builds it, lets it learn turn after turn, measures after each, and writes its folder.
 
     <run folder>/  config.json  events.jsonl  rows/row_<i>.json  predictions/  diagnostics/  checkpoints/  figures/
-                   result.json (last)
+                   result.json (last)  SHA256SUMS
 
 A run goes on where it was cut off: a turn that was learned is not learned again, a row that was measured is not measured again,
 and the numbers are those of a run that was never interrupted.
@@ -20,7 +20,7 @@ from cl_softcot.answering.evaluate import Evaluator
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plan import OnRow, RunSpec, Tell
 from cl_softcot.errors import StopRun, UserError
-from cl_softcot.files import atomic_write_json, read_json
+from cl_softcot.files import read_json
 from cl_softcot.learning.learner import Learner
 from cl_softcot.learning.snapshot import TurnReport
 from cl_softcot.learning.stream import Turn, data_fingerprint, make_stream
@@ -28,7 +28,8 @@ from cl_softcot.machine import processes
 from cl_softcot.machine.exact import make_exact, memory_explained
 from cl_softcot.machine.lanes import LaneStopped, hand_on
 from cl_softcot.models.frozen_states import tally
-from cl_softcot.results.events import EventLog, final_metrics, row_metrics
+from cl_softcot.results.checksums import Checksums
+from cl_softcot.results.events import EventLog, row_metrics
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.results.record import PartialRecord, RunRecord
 from cl_softcot.run.diagnosing import Diagnosing
@@ -66,8 +67,9 @@ def run_one(
             result = run.result(provenance)
             processes.from_main(lambda: run.finish(result))
     except BaseException as error:
-        with suppress(UserError, OSError):  # the disk that ended the run takes no last word either
-            log.status("KILLED" if isinstance(error, StopRun | KeyboardInterrupt | LaneStopped) else "FAILED")
+        if not log.finished:  # the end may come between the log's last line and ours
+            with suppress(UserError, OSError):  # the disk that ended the run takes no last word either
+                log.status("KILLED" if isinstance(error, StopRun | KeyboardInterrupt | LaneStopped) else "FAILED")
         raise
     return result
 
@@ -94,6 +96,7 @@ class _Run:
     ):
         self.config, self.spec, self.report, self.log, self.on_row = config, spec, report, log, on_row
         self.folder = RunFolder(folder)
+        self.checksums = Checksums(folder)
         self._assistant_seconds = tally.seconds  # of this thread, up to the last row
         self._say("preparing", 0.0)
         self.subject = build(config, spec, folder, shared)
@@ -184,20 +187,30 @@ class _Run:
 
     def _measure(self, i: int, train_seconds: float, turn: Turn | None) -> None:
         """Row i: taken from disk where it was measured before."""
-        path, predictions = self.folder.row(i), self.folder.answers(i)
-        row = processes.from_main(lambda: read_json(path) if path.exists() and predictions.exists() else None)
+        path = self.folder.row(i)
+        row = processes.from_main(lambda: self._known_row(i))
         if row is not None:
-            self.evaluator.answers.remember_file(predictions)
+            self.evaluator.answers.remember_file(self.folder.answers(i))
             self.evaluator.answers.remember_file(self.folder.answers_alone(i))
         else:
             self.progress.refuse_late(i, path)
             after = f"after {turn.name}" if turn is not None else "before learning"
             self._say(f"measuring {after}", self.progress.fraction(i, 0))
             row = self._row(i) | {"train_seconds": train_seconds, "assistant_seconds": self._seconds_of_the_assistant()}
-            processes.from_main(lambda: atomic_write_json(path, row))
+            processes.from_main(lambda: self.checksums.write_json(path, row))
         self.rows.append(row)
         self.diagnosing.after(i)
         processes.from_main(lambda: self._tell(i))
+
+    def _known_row(self, i: int) -> dict[str, Any] | None:
+        """Row i as an earlier start has measured it; None where it is missing, or not as that wrote it."""
+        folder = self.folder
+        if not (folder.row(i).exists() and folder.answers(i).exists()):
+            return None
+        changed = [p for p in (folder.row(i), folder.answers(i), folder.answers_alone(i)) if self.checksums.changed(p)]
+        for path in changed:
+            self.progress.tell_changed(path)
+        return None if changed else read_json(folder.row(i))
 
     def _row(self, i: int) -> dict[str, Any]:
         subject = self.subject.after(i)
@@ -242,18 +255,16 @@ class _Run:
         )
 
     def finish(self, result: RunRecord) -> None:
-        """Figures, tables and last numbers; ``result.json`` comes last: a run without it is not finished."""
+        """Figures, tables and ``result.json``, without which a run is not finished. The log's last lines follow: where they are
+        lost, the next start finds that they are missing."""
         from cl_softcot.track import figures
-        from cl_softcot.track.predictions import TABLE_TAGS, write_predictions
+        from cl_softcot.track.finishing import finish_log
+        from cl_softcot.track.predictions import write_predictions
 
         self._say("drawing", 0.99)
-        pages = figures.draw_run(result, self.folder.figures) + write_predictions(self.folder.path, result)
-        self.log.metrics(0, final_metrics(result))  # MLflow draws a bar for a metric whose only step is 0
-        if pages:
-            self.log.tags(TABLE_TAGS)
-        for page in pages:
-            self.log.artifact(page.relative_to(self.folder.path))
-        atomic_write_json(self.folder.result, result.as_dict())
-        self.log.artifact(self.folder.result.name)
-        self.log.status("FINISHED")
+        figures.draw_run(result, self.folder.figures)
+        write_predictions(self.folder.path, result)
+        self.checksums.write_json(self.folder.result, result.as_dict())
+        assert isinstance(self.log, EventLog), "this is done by the process that writes"
+        finish_log(self.log, self.folder, result)
         self.report({"logged": str(self.folder.path)})

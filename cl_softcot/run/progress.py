@@ -95,6 +95,10 @@ class Progress:
         if row < self.done or (self.inside and row == self.done):
             raise too_late(row, path)
 
+    def tell_changed(self, path: Path) -> None:
+        """A file of an earlier start is not as that wrote it, and is not used."""
+        self.report({"text": f"{path} was changed after it was written: measured again, where that is still possible"})
+
     def fraction(self, row: int, step: int) -> float:
         """How far the run is, 0 to 1: rows count as much as half a turn."""
         turns, steps = len(self.subject.tasks), max(self.subject.train.steps, 1)
@@ -107,9 +111,9 @@ class Progress:
 def too_late(row: int, path: Path) -> UserError:
     """What is said of a measurement that was missed."""
     return UserError(
-        f"a measurement of row {row} is missing, and the model has learned on since",
+        f"a measurement of row {row} is missing or was changed, and the model has learned on since",
         where=str(path),
-        fix="start over with --restart",
+        fix="put it back as it was, or delete the run's folder to do this run again (all runs: --restart)",
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import StopRun, UserError
-from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, read_json
+from cl_softcot.files import FolderLock, atomic_write_json, atomic_write_text, read_json, sweep_unfinished
 from cl_softcot.printable import hide
 from cl_softcot.results import kept
 from cl_softcot.results.folder import ExperimentFolder
@@ -74,6 +74,7 @@ def work(sweep: SweepConfig, say: Say = print, workers: int = 1) -> None:
         UserError: if nothing but failures comes out, or the storage stays away.
         Interrupted: after giving back what was begun.
     """
+    sweep_unfinished(sweep.folder)
     searches = find(sweep, say)
     for search in searches:
         _check_unchanged(search.plan)

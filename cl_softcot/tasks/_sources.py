@@ -26,12 +26,11 @@ from pydantic import Field
 
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.files import read_bytes, unpacked
-from cl_softcot.tasks._tables import DataRow, DataRows
+from cl_softcot.tasks._tables import MAX_DATA_BYTES, DataRow, DataRows
 from cl_softcot.tasks.base import Split, TaskSettings
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 _ABSENT = object()
-MAX_DATA_BYTES = 1 << 32  # of a file of examples, unpacked
 
 
 def hub_id(default: str) -> Any:

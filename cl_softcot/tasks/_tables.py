@@ -18,6 +18,7 @@ from typing import Any
 
 from cl_softcot.errors import UserError
 
+MAX_DATA_BYTES = 1 << 32  # of a file of examples, unpacked
 LISTED = 20  # problems that are told one by one; the others are counted
 
 
@@ -116,9 +117,13 @@ def _content(name: str) -> bytes:
         raise _Unreadable(f"cannot read the file ({getattr(error, 'strerror', None) or error})") from None
     if path.name.casefold().endswith(".gz"):
         try:
-            return gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                unpacked = file.read(MAX_DATA_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise _Unreadable(f"cannot read the file (it is not a whole gzip file: {error})") from None
+        if len(unpacked) > MAX_DATA_BYTES:
+            raise _Unreadable(f"cannot read the file (it unpacks to more than {MAX_DATA_BYTES >> 30} GiB)", "split it")
+        return unpacked
     if data.startswith(b"\x1f\x8b"):
         raise _Unreadable("cannot read the file (it is packed by gzip)", "let its name end in .gz")
     return data

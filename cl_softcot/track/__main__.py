@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_softcot.commands import called, guarded
+from cl_softcot.errors import UserError
 from cl_softcot.printable import printable
 
 
@@ -30,12 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _send(folders: Sequence[str], uri: str | None, experiment: str | None) -> int:
     from cl_softcot.results.reading import run_folders
     from cl_softcot.track import mlflow
+    from cl_softcot.track.finishing import reconcile_alone
 
     runs = {folder: run_folders(folder) for folder in folders}  # a wrong path is told before anything is sent
     failed, last = 0, None
     for folder, places in runs.items():
         ids = set()
         for place in places:
+            try:
+                reconcile_alone(place)
+            except UserError as error:
+                failed += 1
+                print(f"{place.name}: not sent: {error}", file=sys.stderr)
+                continue
             report = mlflow.sync(place, uri, experiment)
             if report.ok:
                 print(printable(f"{place.name}: {report.sent} new points" + (f" ({report.message})" if report.message else "")))

@@ -3,6 +3,8 @@
 The log on the disk is the truth, MLflow a view of it. A position file in the run folder remembers, per store,
 what was sent. Where it is lost, or a sender died between sending and remembering, sending again changes
 nothing: the run is found by a tag, the timestamps come from the log, and points that are there are skipped.
+What was created is looked up by that tag, since the answer may have been lost and not the run; and since a
+server's answers may be anybody's, what a finished run has there is read back once.
 
 Runs are flat and tied together by tags (experiment, sequence, method, order, seed), since MLflow leaves nested
 runs out of its charts. No function here raises because of MLflow: a `Sent` says what happened.
@@ -14,6 +16,7 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,7 @@ from urllib.parse import quote
 
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, read_json, sha256_of
+from cl_softcot.results.checksums import Checksums
 from cl_softcot.results.events import read_events
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.track.store import (
@@ -31,6 +35,8 @@ from cl_softcot.track.store import (
     default_uri,
     file_lock,
     first_line,
+    no_answer,
+    refusal,
     retrying,
     shown,
     sqlite_path,
@@ -81,6 +87,10 @@ def sync(run_folder: str | Path, uri: str | None = None, experiment: str | None 
     if not events:
         return Sent(False, f"{folder} has no event log, so there is nothing to send")
     try:
+        Checksums(folder).check(RunFolder(folder).result)
+    except UserError as error:
+        return Sent(False, str(error))
+    try:
         uri = uri or default_uri()
         with file_lock(RunFolder(folder).sending):  # a person may send while the run itself does
             check_alive(uri)
@@ -89,7 +99,7 @@ def sync(run_folder: str | Path, uri: str | None = None, experiment: str | None 
     except SendingFailed as error:
         return Sent(False, str(error), uri=uri or "")
     except Exception as error:  # MLflow's own errors are of many kinds, and none may stop a run
-        return Sent(False, f"MLflow at {shown(uri)} refused: {first_line(error)}", uri=uri or "")
+        return Sent(False, refusal(error, uri), uri=uri or "")
 
 
 class _Sending:
@@ -110,6 +120,11 @@ class _Sending:
         self.position = self.positions.setdefault(store_key(uri, self.experiment), {})
         self.replaced = 0
 
+    @property
+    def remote(self) -> bool:
+        """Whether what answers is a server, or whatever stands in front of it."""
+        return self.uri.startswith(("http://", "https://"))
+
     def run(self) -> Sent:
         experiment_id = retrying(self._experiment)
         existing = retrying(lambda: self._find_run(experiment_id))
@@ -123,7 +138,7 @@ class _Sending:
             self.position.update(experiment_id=experiment_id, run_id=existing.info.run_id, events=0, artifacts={})
         self.run_id = self.position["run_id"]
         sent = self._send_events(known)
-        problem = self._send_artifacts()
+        problem = self._send_artifacts() or self._read_back(experiment_id)
         self._save()
         notes = [problem] if problem else []
         if self.replaced:
@@ -131,7 +146,7 @@ class _Sending:
         return Sent(not problem, "; ".join(notes), sent, self.uri, experiment_id, self.run_id)
 
     def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(self.experiment)
+        found = self._known_experiment()
         if found is None:
             return self._create_experiment()
         if found.lifecycle_stage == "deleted":
@@ -144,19 +159,30 @@ class _Sending:
                 self.client.set_experiment_tag(found.experiment_id, _VIEW_TAG + name, json.dumps(state))
         return found.experiment_id
 
-    def _create_experiment(self) -> str:
-        from mlflow.exceptions import MlflowException
+    def _known_experiment(self) -> Any:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None and (found.name != self.experiment or not found.experiment_id):
+            raise SendingFailed(no_answer(self.uri))
+        return found
 
+    def _create_experiment(self) -> str:
+        """Its name is its key: where another was faster, or the answer was lost, it is there."""
         path = sqlite_path(self.uri)
         # Artifacts go beside the database; MLflow would put them where this process happens to run.
         place = None if path is None else (path.parent / "mlruns" / quote(self.experiment, safe=" ")).as_uri()
         try:
             views = {_VIEW_TAG + name: json.dumps(state) for name, state in _VIEWS.items()}
-            return self.client.create_experiment(self.experiment, artifact_location=place, tags=views)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return self.client.get_experiment_by_name(self.experiment).experiment_id  # another was faster
+            made = self.client.create_experiment(self.experiment, artifact_location=place, tags=views)
+        except Exception as error:
+            failure, made = error, ""
+        else:
+            failure = SendingFailed(no_answer(self.uri))
+        if made:
+            return made
+        found = _or_none(self._known_experiment)
+        if found is None:
+            raise failure
+        return found.experiment_id
 
     def _find_run(self, experiment_id: str) -> Any:
         """The run of this log; None if it is not there (any more)."""
@@ -164,23 +190,53 @@ class _Sending:
 
         if self.position.get("run_id"):
             try:
-                run = self.client.get_run(self.position["run_id"])
+                run = self._run_of_id(self.position["run_id"])
                 if run.info.lifecycle_stage == "active" and run.data.tags.get("cl_softcot.log") == self.log_id:
                     return run
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        found = self.client.search_runs([experiment_id], f"tags.`cl_softcot.log` = '{self.log_id}'", max_results=1)
+        return self._the_one(experiment_id)
+
+    def _run_of_id(self, run_id: str) -> Any:
+        run = self.client.get_run(run_id)
+        if run.info.run_id != run_id:
+            raise SendingFailed(no_answer(self.uri))
+        return run
+
+    def _the_one(self, experiment_id: str, run_id: str | None = None) -> Any:
+        """The run with this log's tag; None if there is none. A creation that was repeated because its answer was lost may have
+        made several: ``run_id``, or the one that has most, stays, the others go to MLflow's trash."""
+        found = list(self.client.search_runs([experiment_id], f"tags.`cl_softcot.log` = '{self.log_id}'"))
+        if any(run.data.tags.get("cl_softcot.log") != self.log_id for run in found):
+            raise SendingFailed(no_answer(self.uri))
+        found.sort(key=lambda run: (run.info.run_id != run_id, -len(run.data.metrics), run.info.run_id))
+        for run in found[1:]:
+            self.client.delete_run(run.info.run_id)
         return found[0] if found else None
 
     def _start(self, experiment_id: str) -> None:
         self._trash_earlier_starts(experiment_id)
         tags = {**self.tags, "cl_softcot.log": self.log_id, "cl_softcot.folder": self._place()}
         name = tags.get("mlflow.runName", self.folder.name)
-        run = retrying(lambda: self.client.create_run(experiment_id, start_time=self.events[0]["time"], tags=tags, run_name=name))
+        create = partial(self.client.create_run, experiment_id, start_time=self.events[0]["time"], tags=tags, run_name=name)
         self.position.clear()
-        self.position.update(experiment_id=experiment_id, run_id=run.info.run_id, events=0, artifacts={})
+        self.position.update(experiment_id=experiment_id, run_id=self._created(experiment_id, create), events=0, artifacts={})
         self._save()
+
+    def _created(self, experiment_id: str, create: Callable[[], Any]) -> str:
+        """The id of a run that is made now, or was made although that could not be told."""
+        failure: Exception = SendingFailed(no_answer(self.uri))
+        try:
+            made = retrying(create).info.run_id
+        except Exception as error:
+            failure, made = error, ""
+        if made and not self.remote:
+            return made
+        found = _or_none(lambda: self._the_one(experiment_id, made))  # the client, too, repeats a call that was not answered
+        if found is None and not made:
+            raise failure
+        return found.info.run_id if found is not None else made
 
     def _trash_earlier_starts(self, experiment_id: str) -> None:
         """`--restart` emptied this very folder: its old numbers would stand in every chart beside the new ones."""
@@ -222,11 +278,8 @@ class _Sending:
         for number, event in enumerate(self.events[start:], start=start):
             kind, data = event["kind"], event["data"]
             if kind == "metrics":
-                metrics += [
-                    Metric(key, value, event["time"], event["step"])
-                    for key, value in ((_name(k), v) for k, v in data.items())
-                    if value is not None and (key, event["step"], event["time"]) not in known
-                ]
+                points = _points(event)
+                metrics += [Metric(*point) for point in points if (point[0], point[3], point[2]) not in known]
                 if len(metrics) >= BATCH:
                     flush(number + 1)
             elif kind == "params":
@@ -258,13 +311,58 @@ class _Sending:
             checksum = sha256_of(local)
             if sums.get(path) == checksum:
                 continue
-            parent = Path(path).parent.as_posix()
             try:
-                self.client.log_artifact(self.run_id, str(local), None if parent == "." else parent)
+                self.client.log_artifact(self.run_id, str(local), _parent(Path(path).parent.as_posix()))
             except Exception as error:
                 return f"MLflow at {shown(self.uri)} took the numbers but not {path}: {first_line(error)}"
             sums[path] = checksum
         return ""
+
+    def _read_back(self, experiment_id: str) -> str:
+        """What a finished run has on a server is what it was sent; what is missing is sent again. In between may be who answers
+        everything with ``{}``, which is also MLflow's own answer to numbers.
+
+        Returns:
+            What is wrong, for people; empty: nothing.
+        """
+        status = next((e["data"] for e in reversed(self.events) if e["kind"] == "status"), "RUNNING")
+        if not self.remote or status == "RUNNING" or self.position.get("read_back") == len(self.events):
+            return ""
+        missing = ""
+        for _ in range(2):
+            run = self._the_one(experiment_id, self.run_id)
+            if run is None or run.info.run_id != self.run_id:
+                raise SendingFailed(no_answer(self.uri))
+            known = self._known_points(run)
+            missing = self._missing(run, known, status)
+            if not missing:
+                self.position["read_back"] = len(self.events)
+                return ""
+            self.position["events"] = 0
+            self._send_events(known)
+            problem = self._send_artifacts()
+            if problem:
+                return problem
+        return f"MLflow at {shown(self.uri)} does not have what it was sent ({missing})"
+
+    def _missing(self, run: Any, known: set[tuple[str, int, int]], status: str) -> str:
+        """What the run of this log does not have, in a few words; files that are missing are to be sent again."""
+        sent = {(key, step, time) for e in self.events if e["kind"] == "metrics" for key, _, time, step in _points(e)}
+        params = {_name(key) for e in self.events if e["kind"] == "params" for key in e["data"]}
+        sums = self.position.setdefault("artifacts", {})
+        parents = {Path(path).parent.as_posix() for path in sums}
+        there = {file.path for parent in parents for file in self.client.list_artifacts(run.info.run_id, _parent(parent))}
+        files = [path for path in sums if path not in there]
+        for path in files:
+            del sums[path]
+        found = {
+            "points": len(sent - known),
+            "settings": len(params - run.data.params.keys()),
+            "tags": len(self.tags.keys() - run.data.tags.keys()),
+            "files": len(files),
+        }
+        words = [f"{n} {what}" for what, n in found.items() if n]
+        return ", ".join([*words, *(["its status"] if run.info.status != status else [])])
 
     def _save(self) -> None:
         atomic_write_json(RunFolder(self.folder).sent, self.positions)
@@ -279,6 +377,25 @@ def _read_positions(folder: Path) -> dict[str, dict[str, Any]]:
     return positions if isinstance(positions, dict) and all(isinstance(v, dict) for v in positions.values()) else {}
 
 
+def _points(event: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
+    """(key, value, time, step) of what is sent of a metrics event."""
+    named = ((_name(key), value) for key, value in event["data"].items())
+    return [(key, value, event["time"], event["step"]) for key, value in named if value is not None]
+
+
+def _parent(folder: str) -> str | None:
+    """A folder of artifacts as MLflow wants it."""
+    return None if folder == "." else folder
+
+
+def _or_none(look: Callable[[], Any]) -> Any:
+    """What a look-up behind a failure finds; None where it fails as well."""
+    try:
+        return look()
+    except Exception:
+        return None
+
+
 def _name(key: str) -> str:
     """A key that MLflow accepts: letters, digits and `_-. :/`, at most 250 of them."""
     return re.sub(r"[^\w\-. :/]", "_", key)[:250]
@@ -291,7 +408,10 @@ def send_note(markdown: str, experiment_id: str, uri: str | None = None) -> Sent
         check_alive(uri)
         with store_lock(uri):
             client = client_of(uri)
-            old = client.get_experiment(experiment_id).tags.get("mlflow.note.content", "")
+            found = client.get_experiment(experiment_id)
+            if found.experiment_id != experiment_id:
+                raise SendingFailed(no_answer(uri))
+            old = found.tags.get("mlflow.note.content", "")
             if old and _NOTE_MARK not in old:
                 return Sent(True)
             text = f"{markdown}\n{_NOTE_MARK}"
@@ -301,7 +421,7 @@ def send_note(markdown: str, experiment_id: str, uri: str | None = None) -> Sent
     except SendingFailed as error:
         return Sent(False, str(error), uri=uri or "")
     except Exception as error:
-        return Sent(False, f"MLflow at {shown(uri)} refused: {first_line(error)}", uri=uri or "")
+        return Sent(False, refusal(error, uri), uri=uri or "")
 
 
 def chart_address(uri: str, experiment_id: str, view: str = RUNS_VIEW) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves this machine that was not asked for
     "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # across the progress bars
 }
 
 
@@ -139,6 +141,19 @@ def retrying(call: Callable[[], Any], attempts: int = 5) -> Any:
             if "locked" not in str(error).lower() or attempt == attempts - 1:
                 raise
             time.sleep(0.2 * 2**attempt)
+
+
+def no_answer(uri: str | None) -> str:
+    """What is said where something answers that is not MLflow: ``{}``, a page for people, half a text."""
+    return f"MLflow at {shown(uri)} gave an answer that is none of MLflow's (is a proxy or a login page in between?)"
+
+
+def refusal(error: Exception, uri: str | None) -> str:
+    """What became of a call that MLflow's client gave up, in a line."""
+    no_json = isinstance(error, json.JSONDecodeError | UnicodeError | KeyError | IndexError | TypeError | AttributeError)
+    if no_json or type(error).__name__ == "ParseError":  # protobuf's
+        return no_answer(uri)
+    return f"MLflow at {shown(uri)} refused: {first_line(error)}"
 
 
 def first_line(error: object) -> str:

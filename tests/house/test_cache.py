@@ -6,6 +6,8 @@ import errno
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from cl_softcot.answering.policy import BasePolicy
 from cl_softcot.cache import Cache, current, parse_size
 from cl_softcot.config.loading import load_experiment
 from cl_softcot.errors import UserError
+from cl_softcot.files import _unfinished_name
 from cl_softcot.models import frozen_states
 from cl_softcot.models.assistant import AssistantStates
 from cl_softcot.models.language_model import LanguageModel
@@ -251,6 +254,39 @@ def test_states_of_the_base_at_its_own_text_are_kept(tmp_path, passes):
     assert passes == [] and same(plain, cold) and same(plain, warm)
     BasePolicy(model, batch_size=8, cached=True).reference_states(items, texts[::-1])
     assert passes
+
+
+@pytest.mark.parametrize("kind", cache.KINDS)
+def test_no_bit_of_an_entry_can_change_unnoticed(kind, tmp_path):
+    """Of the header too, which says what the numbers are: their type, shape and place."""
+    kept = Cache(tmp_path, 10**9)
+    kept.write(kind, KEYS[0], {"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3)}, ABOUT)
+    path = kept.path(kind, KEYS[0])
+    data = path.read_bytes()
+    assert set(kept.read(kind, KEYS[0])) == {"a", "b"}
+    for i in range(len(data)):
+        flipped = bytearray(data)
+        flipped[i] ^= 1 << (i % 8)
+        path.write_bytes(flipped)
+        assert kept.read(kind, KEYS[0]) is None, i
+        assert not path.exists(), i  # made again
+    for other in (data + b"x", data[:-1], data[:8], b"", data.upper()):
+        path.write_bytes(other)
+        assert kept.read(kind, KEYS[0]) is None
+
+
+def test_a_start_sweeps_what_a_killed_writer_left(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.PLACE, str(tmp_path))
+    (tmp_path / "states").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", "from cl_softcot.files import _unfinished_name as n; print(n('x'))"],
+                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    dead = process.communicate()[0].strip().replace(".x.", f".{KEYS[0]}.safetensors.")
+    live = _unfinished_name(f"{KEYS[1]}.safetensors")
+    for name in (dead, live):
+        (tmp_path / "states" / name).write_text("")
+    cache._cache.cache_clear()
+    current()
+    assert [path.name for path in (tmp_path / "states").iterdir()] == [live]
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs

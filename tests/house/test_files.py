@@ -30,6 +30,7 @@ from cl_softcot.files import (
     read_json,
     read_jsonl,
     sha256_of,
+    sweep_unfinished,
 )
 
 # --- errors ----------------------------------------------------------------------------------------
@@ -335,3 +336,68 @@ def test_importing_the_package_is_light():
         "print(sorted({'torch', 'transformers', 'avalanche', 'peft', 'mlflow', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- what killed writers left ----------------------------------------------------------------------------
+
+WRITER = """
+import sys, time
+from cl_softcot.files import atomic_write
+def write(beside):
+    beside.write_text("half")
+    print(beside, flush=True)
+    time.sleep(600)
+atomic_write(sys.argv[1], write, own_folder=len(sys.argv) > 2)
+"""
+
+
+def writer(path, *own_folder):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), *own_folder], stdout=subprocess.PIPE, text=True)
+    return process, Path(process.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("own_folder", [[], ["yes"]])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_killed_writer_left_is_swept_and_what_a_live_one_writes_is_not(own_folder, alone, tmp_path):
+    process, beside = writer(tmp_path / "runs" / "state.safetensors", *own_folder)
+    try:
+        assert beside.exists() and sweep_unfinished(tmp_path, alone=alone) == [] and beside.exists()
+    finally:
+        process.kill()
+        process.wait()
+    assert len(sweep_unfinished(tmp_path, alone=alone)) == 1
+    assert os.listdir(tmp_path / "runs") == []
+
+
+def test_of_others_age_decides_and_nothing_else_is_touched(tmp_path):
+    old, new = ".a.json.0123abcd-77-{}.0123abcd.tmp".format, ".a.json.{}.0123abcd.tmp".format
+    mine = [".tmpAb12Cd", "a.tmp", ".a.tmp", ".a.json.tmp", "a.json.12.0123abcd.tmp", ".a.json.x.0123abcd.tmp"]
+    for name in (old(1), old(2), new(1), new(2), *mine):
+        (tmp_path / name).write_text("")
+    for name in (old(1), new(1)):
+        os.utime(tmp_path / name, (0, 0))
+    assert {path.name for path in sweep_unfinished(tmp_path)} == {old(1), new(1)}
+    with open(tmp_path / ".tmpAb12Ce", "w"):  # safetensors' own, of a writer that lives
+        assert {path.name for path in sweep_unfinished(tmp_path, alone=True)} == {new(2), ".tmpAb12Cd"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {old(2), *mine[1:], ".tmpAb12Ce"}
+
+
+def test_a_process_number_that_was_given_again_is_not_the_writer(tmp_path):
+    process, beside = writer(tmp_path / "a")
+    process.kill()
+    process.wait()
+    reused = tmp_path / beside.name.replace(f"-{process.pid}.", f"-{os.getpid()}.")
+    beside.rename(reused)
+    assert sweep_unfinished(tmp_path) == [reused]
+
+
+def test_a_long_name_and_links(tmp_path):
+    atomic_write_text(tmp_path / ("x" * 240), "whole")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".a.1.0123abcd.tmp").write_text("")
+    os.utime(elsewhere / ".a.1.0123abcd.tmp", (0, 0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to(elsewhere)
+    assert sweep_unfinished(tmp_path / "out", alone=True) == [] and len(os.listdir(elsewhere)) == 1

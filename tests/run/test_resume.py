@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 from run_fakes import (
     METHODS,
-    arguments,
     assert_same_numbers,
     environment,
     finished,
     run_folders,
     small,
     start,
-    tiny,
     write,
 )
 
@@ -183,6 +181,111 @@ def test_changed_data_are_refused(tmp_path):
     assert ended.status == 2 and "other data" in ended.err and "first" in ended.err and "--restart" in ended.err
 
 
+# ------------------------------------------------------------------------------- an end that was cut off, edited files
+
+
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished(), tmp_path / "out"))
+
+
+def test_a_run_whose_log_was_cut_off_behind_its_result_is_finished_all_the_same(tmp_path):
+    """By the next start, and by ``track``, each from any place behind the move of ``result.json``."""
+    from cl_softcot.track.finishing import reconcile_alone
+
+    out = copied(tmp_path)
+    method, whole = "softcot", {}
+    run = run_folders(out)[method]
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    known = _told(lines)
+    last_row = max(i for i, line in enumerate(lines) if '"metrics"' in line and json.loads(line)["step"] == 2)
+    for cut in range(last_row + 1, len(lines)):
+        for torn in ("", lines[cut][:-7]):
+            (run / "events.jsonl").write_text("".join(lines[:cut]) + torn)
+            reconcile_alone(run)
+            assert _told((run / "events.jsonl").read_text().splitlines()) == known, (cut, torn)
+            whole[cut] = True
+    assert len(whole) >= 5
+    (run / "events.jsonl").write_text("".join(lines[: last_row + 1]))
+    ended = start(write(tmp_path, small(method)), "output_dir=out", cwd=tmp_path, kill_at=(JUDGED, 1))
+    assert ended.status == 0, ended.text  # nothing was answered
+    assert _told((run / "events.jsonl").read_text().splitlines()) == known
+
+
+def _told(lines: list[str]) -> tuple[dict, set, str]:
+    """What a log says: every number, every artifact, and how it ends."""
+    events = [json.loads(line) for line in lines]
+    numbers = [((e["step"], k), v) for e in events if e["kind"] == "metrics" for k, v in e["data"].items()]
+    assert len(dict(numbers)) == len(numbers)
+    return dict(numbers), {e["data"] for e in events if e["kind"] == "artifact"}, events[-1]["data"]
+
+
+def _edit(path: Path) -> None:
+    """A digit of the file becomes another one."""
+    text = path.read_text()
+    i = text.rindex("0" if "0" in text else "1")
+    path.write_text(text[:i] + "7" + text[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    "file", ["result.json", "rows/row_2.json", "predictions/row_2.jsonl", "predictions/weights_alone_2.jsonl"]
+)
+def test_an_edited_file_is_told_and_measured_again(file, tmp_path):
+    out = copied(tmp_path)
+    _edit(run_folders(out)["softcot"] / file)
+    ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 0 and f"{file} was changed" in ended.text, ended.text
+    assert_same_numbers(out, finished(), ["softcot", "lora_replay"])
+
+
+def test_an_edited_row_that_cannot_be_measured_any_more_is_told_and_left_out(tmp_path):
+    out = copied(tmp_path)
+    _edit(run_folders(out)["softcot"] / "predictions" / "row_1.jsonl")
+    ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 1 and "row_1.jsonl was changed" in ended.text and "delete the run's folder" in ended.text
+    assert "Traceback" not in ended.text and "lora_replay" in (out / "table.txt").read_text()
+    shutil.rmtree(run_folders(out)["softcot"])
+    ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 0, ended.text
+    assert_same_numbers(out, finished(), ["softcot", "lora_replay"])
+
+
+BASE = ("base.json", "base_predictions.jsonl", "base_continuations.json")
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("damage", ["lost", "torn", "edited"])
+def test_what_was_measured_of_the_base_is_made_again(damage, known, tmp_path):
+    """Where something is to be done; with checksums also where nothing is. ``known``: with checksums."""
+    out = copied(tmp_path)
+    shutil.rmtree(run_folders(out)["softcot"])
+    for file in BASE:
+        if damage == "edited" and not known:
+            continue  # nothing could tell
+        path = out / "shared" / file
+        whole = path.read_bytes()
+        if not known:
+            (out / "shared" / "SHA256SUMS").unlink(missing_ok=True)
+        _edit(path) if damage == "edited" else path.unlink() if damage == "lost" else path.write_bytes(whole[: len(whole) // 2])
+        ended = start(write(tmp_path, small("softcot", "lora_replay")), "output_dir=out", cwd=tmp_path)
+        assert ended.status == 0, ended.text
+        assert path.read_bytes() == whole, file
+        shutil.rmtree(run_folders(out)["softcot"]) if not known else None
+    if known:
+        assert_same_numbers(out, finished(), ["softcot", "lora_replay"])
+
+
+def test_a_lost_record_of_the_base_does_not_let_other_data_in(tmp_path):
+    out = copied(tmp_path)
+    shutil.rmtree(run_folders(out)["softcot"])
+    (out / "shared" / "base.json").unlink()
+    data = small("softcot")
+    own = tmp_path / "first.jsonl"
+    own.write_text("".join(Path(data["tasks"][0]["path"]).read_text().splitlines(keepends=True)[40:]))
+    data["tasks"][0]["path"] = str(own)
+    ended = start(write(tmp_path, data), "output_dir=out", cwd=tmp_path)
+    assert ended.status == 2 and "other data" in ended.err and "Traceback" not in ended.text
+
+
 # ------------------------------------------------------------------------------------------------- a full disk
 
 
@@ -224,19 +327,6 @@ def test_a_disk_that_is_really_full(tmp_path):
 # ------------------------------------------------------------------------------------------- real processes
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes below one, by /proc."""
-    found: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found += [int(stat.parent.name), *descendants(int(stat.parent.name))]
-    return found
-
-
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -244,25 +334,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def begin(*args: object, cwd: Path) -> subprocess.Popen:
-    with open(cwd / "log", "ab") as log:
-        return subprocess.Popen(arguments(*args), cwd=cwd, env=environment(), stdout=log, stderr=log)
-
-
 def wait_for(condition) -> None:
     """However slow the machine is: what does not come at all is ended by pytest's own limit."""
     while not condition():
         time.sleep(0.05)
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    def is_worker(pid: int) -> bool:
-        try:
-            return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-
-    return [pid for pid in descendants(process.pid) if is_worker(pid)]
 
 
 # Real processes, made-up work: each run says which process does it, and then "first" ends and the others go on for minutes.
@@ -358,35 +433,3 @@ def test_ctrl_c_stops_at_once(at_work):
     assert not any(alive(pid) for pid in workers)
     said = log.read_text()
     assert "the same command goes on from here" in said and "Traceback" not in said
-
-
-@pytest.mark.slow
-@needs_proc
-def test_kill_of_the_parent_and_of_a_worker(tmp_path):
-    """Workers die with their parent; a dead worker is one clear message; in the end every number is the same."""
-    path = write(tmp_path, tiny("lora_nearest", "full_coconut"))
-    assert start(path, "output_dir=whole", cwd=tmp_path).status == 0
-    out = tmp_path / "out"
-
-    def somewhere(pattern: str):
-        return lambda: any(out.glob(f"runs/*/{pattern}")) or process.poll() is not None
-
-    process = begin(path, "output_dir=out", "--jobs", 2, cwd=tmp_path)
-    wait_for(somewhere("checkpoints/*.json"))
-    workers = workers_of(process)
-    process.kill()
-    process.wait()
-    assert workers
-    wait_for(lambda: not any(alive(pid) for pid in workers))  # one still importing notices only after that
-
-    process = begin(path, "output_dir=out", "--jobs", 2, cwd=tmp_path)
-    wait_for(somewhere("rows/row_1.json"))
-    for pid in workers_of(process)[:1]:
-        os.kill(pid, signal.SIGKILL)
-    assert process.wait() == 1
-    log = (tmp_path / "log").read_text()
-    assert "a worker process died" in log and "Traceback" not in log
-
-    ended = start(path, "output_dir=out", cwd=tmp_path)
-    assert ended.status == 0, ended.text
-    assert_same_numbers(out, tmp_path / "whole")

@@ -383,6 +383,140 @@ def test_a_run_deleted_there_or_started_over_here(run, store):
     assert not report.ok and "mlflow experiments restore" in report.message
 
 
+class Faulty:
+    """MLflow's client behind a proxy: ``faults`` maps a call's name to what becomes of it; of the others nothing is changed."""
+
+    def __init__(self, client, faults):
+        self._client, self._faults = client, faults
+
+    def __getattr__(self, name):
+        call = getattr(self._client, name)
+        return self._faults[name](call) if name in self._faults else call
+
+
+def _lost(call):
+    """The answer, and not the work."""
+
+    def made(*args, **kwargs):
+        call(*args, **kwargs)
+        raise TimeoutError("Read timed out.")
+
+    return made
+
+
+def _repeated(call):
+    """MLflow's client repeats a call whose answer was lost, creations included."""
+
+    def made(*args, **kwargs):
+        call(*args, **kwargs)
+        return call(*args, **kwargs)
+
+    return made
+
+
+def _empty_run(call):
+    from types import SimpleNamespace
+
+    def made(*args, **kwargs):
+        call(*args, **kwargs)
+        return SimpleNamespace(info=SimpleNamespace(run_id=""))
+
+    return made
+
+
+def _never(_call):
+    def made(*args, **kwargs):
+        raise ConnectionError("Connection refused")
+
+    return made
+
+
+def _answers(value):
+    return lambda _call: lambda *args, **kwargs: value
+
+
+@pytest.fixture
+def behind(monkeypatch):
+    """Puts a proxy in front of a store, which thereby counts as a server."""
+    from cl_softcot.track import mlflow
+
+    def put(**faults):
+        monkeypatch.setattr(mlflow, "client_of", lambda uri: Faulty(track_store.client_of(uri), faults))
+        monkeypatch.setattr(mlflow._Sending, "remote", True)
+        return mlflow
+
+    return put
+
+
+def assert_whole(run, store):
+    """One run, finished, with every point of the log and its files."""
+    client = track_store.client_of(store)
+    found = client.search_runs([client.get_experiment_by_name("sequence_a").experiment_id])
+    assert [r.info.status for r in found] == ["FINISHED"]
+    logged = [(k, e["step"], e["time"], v) for e in read_events(run) if e["kind"] == "metrics" for k, v in e["data"].items()]
+    assert list(points(store).values()) == [sorted(logged)]
+    assert {a.path for a in client.list_artifacts(found[0].info.run_id)} >= {"predictions.html", "predictions.json"}
+
+
+CREATIONS = {
+    "run: answer lost": {"create_run": _lost},
+    "run: made twice": {"create_run": _repeated},
+    "run: made twice, answer lost": {"create_run": lambda call: _lost(_repeated(call))},
+    "run: empty answer": {"create_run": _empty_run},
+    "run: not made": {"create_run": _never},
+    "experiment: answer lost": {"create_experiment": _lost},
+    "experiment: empty answer": {"create_experiment": lambda call: lambda *a, **k: call(*a, **k) and ""},
+    "experiment: not made": {"create_experiment": _never},
+    "both: answers lost": {"create_run": _lost, "create_experiment": _lost},
+}
+
+
+@pytest.mark.parametrize("fault", CREATIONS)
+def test_a_creation_is_made_once_whatever_becomes_of_its_answer(fault, run, store, behind):
+    report = behind(**CREATIONS[fault]).sync(run, store)
+    assert report.ok == ("not made" not in fault), report
+    assert behind().sync(run, store).ok
+    assert_whole(run, store)
+
+
+def test_a_search_that_says_nothing_makes_no_second_run_for_good(run, store, behind):
+    assert behind().sync(run, store).ok
+    (run / "mlflow.json").unlink()
+    report = behind(search_runs=_answers([])).sync(run, store)
+    assert not report.ok and "none of MLflow's" in report.message
+    assert behind().sync(run, store).ok
+    assert_whole(run, store)
+
+
+@pytest.mark.parametrize("call", ["log_batch", "set_terminated", "log_artifact"])
+def test_what_a_server_only_said_it_took_is_told_and_sent_again(call, run, store, behind):
+    """``{}`` is MLflow's own answer to numbers, and of whoever answers ``{}`` to everything."""
+    report = behind(**{call: _answers(None)}).sync(run, store)
+    assert not report.ok and "does not have what it was sent" in report.message
+    assert behind().sync(run, store).ok
+    assert_whole(run, store)
+    sent = behind(get_metric_history=_never).sync(run, store)
+    assert sent.ok and sent.sent == 0  # read back once
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"get_experiment_by_name": lambda _: lambda *a: json.loads("<html>log in</html>")},
+        {"get_experiment_by_name": lambda _: lambda *a: b"\xff\xfe".decode()},
+        {"get_experiment_by_name": lambda _: lambda *a: [].keys()},
+        {"get_experiment_by_name": lambda _: lambda *a: __import__("types").SimpleNamespace(name="", experiment_id="")},
+        {"create_run": lambda _: lambda *a, **k: json.loads('{"run": {"info"')},
+        {"search_runs": lambda _: lambda *a, **k: [__import__("types").SimpleNamespace(data={})]},
+    ],
+)
+def test_an_answer_that_is_none_of_mlflows_is_told(faults, run, store, behind):
+    report = behind(**faults).sync(run, store)
+    assert not report.ok and "none of MLflow's" in report.message and "\n" not in report.message
+    assert behind().sync(run, store).ok
+    assert_whole(run, store)
+
+
 @pytest.mark.slow
 def test_three_processes_on_a_fresh_store(run_folder, tmp_path):
     import shutil
