@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cl_softcot.errors import UserError
 from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.models.shapes import is_stack
 from cl_softcot.reasoning.base import Parts
 from strategies.base import Layers, Strategy, TrainedSettings, freeze, selected_layers
 
@@ -62,7 +64,10 @@ class Lora(Strategy):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right for Conv1D by itself
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, _without_its_kind(backbone.model))
+            try:
+                inject_adapter_in_model(config, _without_its_kind(backbone.model))
+            except ValueError as error:
+                raise self._not_by_peft(backbone, str(error)) from error
         _finish(backbone)
         backbone.model.requires_grad_(False)  # whatever peft has switched on
         for adapter in backbone.brought().values():
@@ -74,16 +79,34 @@ class Lora(Strategy):
         left, total = left_out(backbone, self.settings.layers)
         share = sum(left.values()) / max(1, total)
         if share > UNTOUCHED:
-            largest = sorted(left, key=lambda name: -left[name])
             raise UserError(
                 f"LoRA would leave {share:.0%} of the weights in the layers of {backbone.name} untouched: it adapts linear maps "
-                f"and stacks of them, and these are neither: {', '.join(largest[:3])}{', ...' if len(largest) > 3 else ''}",
+                f"and stacks of them, and these are neither: {_some(sorted(left, key=lambda name: -left[name]))}",
                 fix="take strategy full_finetune or frozen_backbone, or a model whose layers are made of linear maps",
             )
         if stacks and self.settings.dropout:
             raise UserError(
                 f"the experts of {backbone.name} are one tensor, whose adapters have no dropout", fix="set dropout: 0 for lora"
             )
+
+    def _not_by_peft(self, backbone: LanguageModel, said: str) -> UserError:
+        """peft refuses maps whose weights some layers take past the map, such as the last of a state space layer."""
+        named = re.search(r"Module '(\w+)'", said)
+        total = left_out(backbone, self.settings.layers)[1]
+        maps = [(name, m) for name, m in _selected(backbone, self.settings.layers) if isinstance(m, nn.Linear | Conv1D)]
+        left = sum(m.weight.numel() for name, m in maps if named and name.endswith(f".{named[1]}"))
+        share = f", which would leave {left / total:.0%} of the weights in its layers untouched" if left else ""
+        return UserError(
+            f"peft cannot put LoRA's adapters into {backbone.name}{share}: {' '.join(said.split())}",
+            fix="take strategy full_finetune or frozen_backbone, or another model",
+        )
+
+    def leaves_out(self, parts: Parts) -> str | None:
+        left, total = left_out(parts.backbone, self.settings.layers)
+        if not left:
+            return None
+        kinds = list(dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in left))
+        return f"{100 * sum(left.values()) / total:.2g} % of the weights in its layers get no adapters: {_some(kinds)}"
 
     @torch.no_grad()
     def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -151,7 +174,7 @@ def stacked_maps(backbone: LanguageModel, which: Layers) -> list[str]:
         f"{name}.{attribute}"
         for name, module in _selected(backbone, which)
         for attribute, tensor in module.named_parameters(recurse=False)
-        if _is_stack(module, tensor)
+        if is_stack(module, tensor)
     ]
 
 
@@ -168,19 +191,18 @@ def left_out(backbone: LanguageModel, which: Layers) -> tuple[dict[str, int], in
             if not matrix:
                 continue
             total += numbers
-            if not (name in adapted and attribute == "weight") and not _is_stack(module, tensor):
+            if not (name in adapted and attribute == "weight") and not is_stack(module, tensor):
                 left[f"{name}.{attribute}"] = numbers
     return left, total
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _selected(backbone: LanguageModel, which: Layers) -> list[tuple[str, nn.Module]]:
     chosen = {id(m) for layer in selected_layers(backbone, which) for m in layer.modules()}
     return [(name, module) for name, module in backbone.model.named_modules() if id(module) in chosen]
-
-
-def _is_stack(module: nn.Module, tensor: Tensor) -> bool:
-    """Torch's own modules know what their tensors are for: a convolution's is no stack of linear maps."""
-    return tensor.ndim == 3 and min(tensor.shape) > 1 and not type(module).__module__.startswith("torch.nn.")
 
 
 def _routers(backbone: LanguageModel, which: Layers) -> list[Tensor]:
@@ -233,7 +255,7 @@ def _without_its_kind(model: Any) -> Any:
     """The model, for peft to put adapters into, without telling its kind: of some kinds of mixtures peft takes the names of maps
     for those that experts had in earlier versions of transformers. For modules without experts in one tensor: the model itself.
     """
-    if not any(_is_stack(module, p) for module in model.modules() for p in module.parameters(recurse=False)):
+    if not any(is_stack(module, p) for module in model.modules() for p in module.parameters(recurse=False)):
         return model
     host = nn.Module()
     host.__dict__ |= {**vars(model), "config": _Described(model.config)}

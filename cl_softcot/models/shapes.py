@@ -150,10 +150,19 @@ def shortened(config: Any, layers: int | None) -> Any:
     if layers is None:
         return config
     data = config.to_dict()
-    if isinstance(data.get("layer_types"), list):
-        data["layer_types"] = data["layer_types"][:layers]
+    depth = config.num_hidden_layers
+    for name, value in data.items():  # the kind of each layer, or whether it has experts
+        if isinstance(value, list) and len(value) == depth and "token" not in name:
+            data[name] = value[:layers]
     data[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
     return type(config).from_dict(data)
+
+
+def is_stack(module: nn.Module, tensor: Tensor) -> bool:
+    """Whether a tensor holds one linear map for each expert of a mixture, [experts, ., .]. Torch's own modules know what their
+    tensors are for: a convolution's is none.
+    """
+    return tensor.ndim == 3 and min(tensor.shape) > 1 and not type(module).__module__.startswith("torch.nn.")
 
 
 def period(config: Any) -> int:
