@@ -33,7 +33,7 @@ from cl_softcot.estimate.sizes import (
 from cl_softcot.models.head import LOGITS_AT_ONCE
 from cl_softcot.models.loading import resolve
 from cl_softcot.models.own_weights import Trained
-from cl_softcot.models.shapes import architecture, as_on_a_device, period, without_memory
+from cl_softcot.models.shapes import architecture, as_on_a_device, is_stack, period, without_memory
 from cl_softcot.models.text import read_marker
 from cl_softcot.models.writing import WAITING
 
@@ -100,9 +100,10 @@ def kept_for_backward(method: Any, model_config: Any, plan: Passes) -> tuple[flo
             return 0.0, one
         two = _kept_at_full_depth(method, traced, plan, 2)
         copies, each = max(0.0, 2 * one - two), two - one
-        if whole:
-            return (0.0 if method.strategy.learns_as.writes_weights else 2 * copies), 2 * each
-        return copies, each
+        if method.strategy.learns_as.writes_weights and mixture:  # traced in half precision as a whole
+            layers = sizes_of(model_config.path, model_config.trust_remote_code).layers
+            copies = 0.0 if whole else 2.0 * layers * len(plan.pieces)
+        return (2 * copies, 2 * each) if whole else (copies, each)
 
     model = (model_config.path, model_config.dtype, model_config.attention)
     return once((method.strategy, method.reasoning.cls.owns_parts, model, plan), count)
@@ -131,6 +132,8 @@ def _traced(method: Any, model_config: Any, plan: Passes, batch_size: int, layer
     with without_memory():
         strategy, parts = prepared(method, model_config, layers)
         backbone = parts.backbone
+        if strategy.writes_weights and any(is_stack(m, p) for m in backbone.model.modules() for p in m.parameters(recurse=False)):
+            backbone.model.to(getattr(torch, model_config.dtype))
     with as_on_a_device(backbone.model):
         own = {p.untyped_storage()._cdata for p in backbone.model.parameters()}
         kept: dict[int, tuple[Any, int]] = {}
