@@ -38,7 +38,9 @@ class Lora(Strategy):
         learning_rate: float = Field(3e-3, gt=0, description="peak rate; the default suits the embedded models")
         rank: int = Field(16, ge=1, description="r")
         alpha: float = Field(32, gt=0, description="outputs are scaled by alpha / r")
-        dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input while training; 0 where experts are one tensor")
+        dropout: float = Field(
+            0.0, ge=0, lt=1, description="on the adapters' input while training; 0 where experts are one tensor"
+        )
         layers: Layers = Field("all", description="all decoder layers, or the lower or upper half")
 
     settings: Settings
@@ -95,9 +97,10 @@ class Lora(Strategy):
         total = left_out(backbone, self.settings.layers)[1]
         maps = [(name, m) for name, m in _selected(backbone, self.settings.layers) if isinstance(m, nn.Linear | Conv1D)]
         left = sum(m.weight.numel() for name, m in maps if named and name.endswith(f".{named[1]}"))
-        share = f", which would leave {left / total:.0%} of the weights in its layers untouched" if left else ""
+        share = f"; that would leave {left / total:.0%} of the weights in its layers untouched" if left else ""
+        reason = f"the maps {named[1]!r}, whose weights layers of this kind use themselves" if named else " ".join(said.split())
         return UserError(
-            f"peft cannot put LoRA's adapters into {backbone.name}{share}: {' '.join(said.split())}",
+            f"peft puts no adapters into all maps of {backbone.name}: {reason}{share}",
             fix="take strategy full_finetune or frozen_backbone, or another model",
         )
 
@@ -185,11 +188,12 @@ def left_out(backbone: LanguageModel, which: Layers) -> tuple[dict[str, int], in
     adapted, left, total = set(linear_maps(backbone, which)), {}, 0
     for name, module in _selected(backbone, which):
         for attribute, tensor in module.named_parameters(recurse=False):
-            size = getattr(tensor, "quant_state", None)
-            numbers = math.prod(size.shape) if size is not None and hasattr(size, "shape") else tensor.numel()
-            matrix = sum(n > 1 for n in tensor.shape) > 1 and "bias" not in attribute
-            if not matrix:
+            # Quantised maps are stored in another shape.
+            linear = isinstance(module, nn.Linear) and attribute == "weight"
+            shape = (module.out_features, module.in_features) if linear else tensor.shape
+            if sum(n > 1 for n in shape) < 2 or "bias" in attribute:
                 continue
+            numbers = math.prod(shape)
             total += numbers
             if not (name in adapted and attribute == "weight") and not is_stack(module, tensor):
                 left[f"{name}.{attribute}"] = numbers

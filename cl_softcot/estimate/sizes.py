@@ -112,7 +112,9 @@ def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple
     strategy.prepare(parts, 0)
     backbone.model.train(strategy.trains)
     for module in backbone.model.modules():
-        if isinstance(getattr(module, "attn_dropout", None), torch.nn.Dropout):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
+        if isinstance(
+            getattr(module, "attn_dropout", None), torch.nn.Dropout
+        ):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
             module.attn_dropout.p = 0.0
     return strategy, parts
 
