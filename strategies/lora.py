@@ -38,9 +38,7 @@ class Lora(Strategy):
         learning_rate: float = Field(3e-3, gt=0, description="peak rate; the default suits the embedded models")
         rank: int = Field(16, ge=1, description="r")
         alpha: float = Field(32, gt=0, description="outputs are scaled by alpha / r")
-        dropout: float = Field(
-            0.0, ge=0, lt=1, description="on the adapters' input while training; 0 where experts are one tensor"
-        )
+        dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input while training; none for fused experts")
         layers: Layers = Field("all", description="all decoder layers, or the lower or upper half")
 
     settings: Settings
@@ -188,9 +186,9 @@ def left_out(backbone: LanguageModel, which: Layers) -> tuple[dict[str, int], in
     adapted, left, total = set(linear_maps(backbone, which)), {}, 0
     for name, module in _selected(backbone, which):
         for attribute, tensor in module.named_parameters(recurse=False):
-            # Quantised maps are stored in another shape.
-            linear = isinstance(module, nn.Linear) and attribute == "weight"
-            shape = (module.out_features, module.in_features) if linear else tensor.shape
+            shape = tuple(tensor.shape)  # quantised maps are stored in another one
+            if isinstance(module, nn.Linear) and attribute == "weight":
+                shape = (module.out_features, module.in_features)
             if sum(n > 1 for n in shape) < 2 or "bias" in attribute:
                 continue
             numbers = math.prod(shape)

@@ -150,7 +150,7 @@ def _traced(method: Any, model_config: Any, plan: Passes, batch_size: int, layer
 
 
 def run_pieces(backbone: Any, plan: Passes, batch_size: int, *, owns: bool, masked: bool = True) -> Tensor:
-    """The calls of a plan, as ``models.running.forward`` makes them; the library makes the masks where they are not ``masked``."""
+    """The calls of a plan, as ``models.running.forward`` makes them; without ``masked`` the library makes the masks."""
     cache = DynamicCache(config=backbone.config)
     embeddings_trained = backbone.model.get_input_embeddings().weight.requires_grad
     hidden_BTD, seen = None, 0

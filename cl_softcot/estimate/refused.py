@@ -1,4 +1,4 @@
-"""Which models of an experiment could not be loaded, as far as it can be told before anything is: what is missing, or of no use."""
+"""Which models of an experiment could not be loaded, as far as it can be told before: what is missing, or of no use."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from cl_softcot.estimate.texts import text_lengths
 from cl_softcot.estimate.time import H100, base_hours
 from cl_softcot.results.folder import ExperimentFolder
 
-
 # What a dry run ends with where not all is well; 0, 1 and 2 are those of a run.
 DOES_NOT_FIT, REFUSED = 3, 4
 
@@ -32,7 +31,7 @@ class Forecast:
 def forecast(
     config: Experiment, specs: Sequence[RunSpec], jobs: int, *, gpu_memory: float | None = None, gpus: int = 1
 ) -> Forecast:
-    """What would run, about how long it takes, and whether it fits. What cannot be told is left out, with a line that says why."""
+    """What would run, about how long it takes, and whether it fits. What cannot be told is left out, and a line says why."""
     folder = config.folder
     lines = [f"{config.name}: {len(specs)} runs into {folder}/, {jobs} side by side", ""]
     for order, tasks in config.orders.items():
@@ -138,8 +137,8 @@ def _memory_lines(found: Mapping[str, MethodEstimate], device: Device, width: in
 
 
 def warnings_before_loading(config: Experiment, jobs: int, gpus: int = 1) -> list[str]:
-    """One line for each method that is estimated not to fit on the device that is here, and for each that leaves some of the
-    weights out that it is there for; nothing where it cannot be told.
+    """A warning for each method that is estimated not to fit on the device that is here, and a note for each that leaves some of
+    the weights out that it is there for; nothing where it cannot be told. Each is a line.
     """
     try:
         device = device_for(config, None, jobs)
@@ -147,8 +146,8 @@ def warnings_before_loading(config: Experiment, jobs: int, gpus: int = 1) -> lis
     except Exception:  # advice never stops a run; what is wrong with a model is told when it is loaded
         return []
     large = [
-        f"{e.name} is estimated to need {amount(e.memory.peak)} and may not fit {device.name}: {e.advice}"
+        f"warning: {e.name} is estimated to need {amount(e.memory.peak)} and may not fit {device.name}: {e.advice}"
         for e in found
         if e.memory and not e.fits
     ]
-    return large + [f"{e.name}: {e.leaves_out}" for e in found if e.leaves_out]
+    return large + [f"note: {e.name}: {e.leaves_out}" for e in found if e.leaves_out]

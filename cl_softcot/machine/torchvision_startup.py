@@ -14,18 +14,19 @@ SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 class Operators:
     """Looks for no module: it is asked before torchvision's registrations are imported, and then sees to the schemas."""
 
-    library = None  # kept alive: the schemas are withdrawn when the Library object dies
+    libraries: list = []  # kept alive: the schemas are withdrawn when the Library object dies
 
     def find_spec(self, name, path=None, target=None):
-        if name == "torchvision._meta_registrations" and Operators.library is None:
+        if name == "torchvision._meta_registrations" and not self.libraries:
             from torchvision import extension  # which has loaded the library, or has not
 
             if not extension._has_ops():
                 import torch
 
-                Operators.library = torch.library.Library("torchvision", "FRAGMENT")
+                library = torch.library.Library("torchvision", "FRAGMENT")
+                self.libraries.append(library)
                 for operator in OPERATORS:
-                    Operators.library.define(operator + SCHEMA)
+                    library.define(operator + SCHEMA)
         return None
 
 

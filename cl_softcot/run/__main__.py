@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     if _is_first() and not config.backbone.path.startswith("builtin:"):
         from cl_softcot.estimate.words import warnings_before_loading
 
-        for warning in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
-            print(f"warning: {warning}", file=sys.stderr)
+        for line in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
+            print(line, file=sys.stderr)
     if not args.kept and _is_first():
         _tell_of_kept(Path(args.experiment).parent / "results" / config.name)
     if not launched:

@@ -1,4 +1,4 @@
-"""LoRA where a layer's maps are no modules of their own: experts in one tensor, shared modules, and what it has to leave alone."""
+"""LoRA where a layer's maps are no modules of their own: experts in one tensor, shared modules, and what it leaves alone."""
 
 from __future__ import annotations
 
