@@ -89,6 +89,10 @@ class Strategy:
             counts[place] += tensor.numel()
         return Trained(**counts)
 
+    def leaves_out(self, parts: Parts) -> str | None:
+        """What of the layers that it learns in it does not reach, though its name says so; None: nothing."""
+        return None
+
     def weight_changes(self, parts: Parts, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, change, the base's own) of each weight of the backbone that this method may change.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ import torch
 from cl_softcot.config.checks import names_that
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.settings import MethodConfig, TrainConfig
+from cl_softcot.errors import UserError
 from cl_softcot.estimate.footprint import Footprint, footprint_of
 from cl_softcot.estimate.passes import TextLengths
-from cl_softcot.estimate.sizes import GB, micro_batch, sizes_of
+from cl_softcot.estimate.refused import in_a_line
+from cl_softcot.estimate.sizes import GB, micro_batch, sizes_of, what_is_left_out
 from cl_softcot.estimate.texts import text_lengths
 from cl_softcot.estimate.time import Hours, hours_of
 
@@ -42,11 +47,19 @@ def device_for(config: Experiment, gpu_memory: float | None, jobs: int = 1) -> D
     if torch.cuda.is_available() and not wanted.startswith("cpu"):
         properties = torch.cuda.get_device_properties(0)
         return Device(f"{properties.name} with {properties.total_memory / GB:.0f} GB", "cuda", properties.total_memory)
-    large = not config.backbone.path.startswith("builtin:") and sizes_of(config.backbone.path).total > SMALL
+    large = not config.backbone.path.startswith("builtin:") and _is_large(config)
     if large and not wanted.startswith("cpu"):
         return Device("a GPU of 80 GB", "cuda", 80 * GB)
     room = available_memory()
     return Device(f"this machine's {room / GB:.0f} GB of free memory, {jobs} at a time", "cpu", room / jobs)
+
+
+def _is_large(config: Experiment) -> bool:
+    """Whether a backbone is too large for a processor; no where its size cannot be told."""
+    try:
+        return sizes_of(config.backbone.path, config.backbone.trust_remote_code).total > SMALL
+    except Exception:
+        return False
 
 
 def available_memory() -> float:
@@ -65,30 +78,58 @@ def available_memory() -> float:
 
 @dataclass(frozen=True)
 class MethodEstimate:
-    """What one run of a method takes: memory of one process at its peak, GPU hours, and what to change where it does not fit."""
+    """What one run of a method takes: memory of one process at its peak, GPU hours, and what to change where it does not fit.
+
+    Attributes:
+        memory, hours: None where they cannot be told.
+        fits: not known to be too much.
+        unknown: why something could not be told, in a line.
+        refused: why the method cannot learn with this backbone, in a sentence.
+        leaves_out: what of the layers it does not reach.
+    """
 
     name: str
-    memory: Footprint
-    hours: Hours
-    fits: bool
-    advice: str | None
+    memory: Footprint | None
+    hours: Hours | None
+    fits: bool = True
+    advice: str | None = None
+    unknown: str | None = None
+    refused: str | None = None
+    leaves_out: str | None = None
 
 
 def estimate(config: Experiment, device: Device, gpus: int = 1) -> list[MethodEstimate]:
-    """One entry a method.
+    """One entry a method. What cannot be told is left out: it is advice."""
+    return [_estimate(config, method, device, gpus) for method in config.methods]
 
-    Raises:
-        UserError: the shape of a model is neither at hand nor in the table.
-    """
-    texts = text_lengths(config)
-    longest = _long(max((texts[t.name] for t in config.tasks), key=lambda text: text.prompt + text.steps))
-    found = []
-    for method in config.methods:
-        memory = footprint_of(config, method, longest, device=device.kind, gpus=gpus)
-        fits = memory.peak <= device.room
-        advice = None if fits else advise(config, method, longest, device, gpus)
-        found.append(MethodEstimate(method.name, memory, hours_of(config, method, texts), fits, advice))
-    return found
+
+def _estimate(config: Experiment, method: MethodConfig, device: Device, gpus: int) -> MethodEstimate:
+    memory, hours, advice, fits = None, None, None, True
+    try:
+        texts = text_lengths(config)
+        longest = _long(max((texts[t.name] for t in config.tasks), key=lambda text: text.prompt + text.steps))
+        leaves_out = what_is_left_out(method, config.backbone)
+        with without_alarms():
+            hours = hours_of(config, method, texts)
+            memory = footprint_of(config, method, longest, device=device.kind, gpus=gpus)
+            fits = memory.peak <= device.room
+            advice = None if fits else advise(config, method, longest, device, gpus)
+    except UserError as error:
+        return MethodEstimate(method.name, None, None, refused=str(error))
+    except Exception as error:  # of the library's model, which may do what cannot be traced without numbers
+        return MethodEstimate(method.name, memory, hours, fits, advice, unknown=in_a_line(error))
+    return MethodEstimate(method.name, memory, hours, fits, advice, leaves_out=leaves_out)
+
+
+@contextlib.contextmanager
+def without_alarms() -> Iterator[None]:
+    """What torch logs of an operation that fails without numbers is not shown: the error tells it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was
 
 
 def _long(text: TextLengths) -> TextLengths:

@@ -33,7 +33,7 @@ from cl_softcot.estimate.sizes import (
 from cl_softcot.models.head import LOGITS_AT_ONCE
 from cl_softcot.models.loading import resolve
 from cl_softcot.models.own_weights import Trained
-from cl_softcot.models.shapes import architecture, as_on_a_device, period, without_memory
+from cl_softcot.models.shapes import architecture, as_on_a_device, is_stack, period, without_memory
 from cl_softcot.models.text import read_marker
 from cl_softcot.models.writing import WAITING
 
@@ -91,11 +91,19 @@ def kept_for_backward(method: Any, model_config: Any, plan: Passes) -> tuple[flo
     """
 
     def count() -> tuple[float, float]:
-        one = _kept_at_full_depth(method, model_config, plan, 1)
-        if model_config.dtype == "float32":
+        mixture = bool(sizes_of(model_config.path, model_config.trust_remote_code).stacks)
+        whole = model_config.dtype == "float32"
+        # The product over experts that can be traced is the one in half precision.
+        traced = model_config.model_copy(update={"dtype": "bfloat16"}) if mixture and whole else model_config
+        one = _kept_at_full_depth(method, traced, plan, 1)
+        if whole and not mixture:
             return 0.0, one
-        two = _kept_at_full_depth(method, model_config, plan, 2)
-        return max(0.0, 2 * one - two), two - one
+        two = _kept_at_full_depth(method, traced, plan, 2)
+        copies, each = max(0.0, 2 * one - two), two - one
+        if method.strategy.learns_as.writes_weights and mixture:  # traced in half precision as a whole
+            layers = sizes_of(model_config.path, model_config.trust_remote_code).layers
+            copies = 0.0 if whole else 2.0 * layers * len(plan.pieces)
+        return (2 * copies, 2 * each) if whole else (copies, each)
 
     model = (model_config.path, model_config.dtype, model_config.attention)
     return once((method.strategy, method.reasoning.cls.owns_parts, model, plan), count)
@@ -114,9 +122,18 @@ def _config(model_config: Any) -> Any:
 
 
 def _kept(method: Any, model_config: Any, plan: Passes, batch_size: int, layers: int | None) -> float:
+    try:
+        return _traced(method, model_config, plan, batch_size, layers, masked=True)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a kind that takes no ready-made masks
+        return _traced(method, model_config, plan, batch_size, layers, masked=False)
+
+
+def _traced(method: Any, model_config: Any, plan: Passes, batch_size: int, layers: int | None, *, masked: bool) -> float:
     with without_memory():
         strategy, parts = prepared(method, model_config, layers)
         backbone = parts.backbone
+        if strategy.writes_weights and any(is_stack(m, p) for m in backbone.model.modules() for p in m.parameters(recurse=False)):
+            backbone.model.to(getattr(torch, model_config.dtype))
     with as_on_a_device(backbone.model):
         own = {p.untyped_storage()._cdata for p in backbone.model.parameters()}
         kept: dict[int, tuple[Any, int]] = {}
@@ -128,12 +145,12 @@ def _kept(method: Any, model_config: Any, plan: Passes, batch_size: int, layers:
             return tensor
 
         with saved_tensors_hooks(pack, lambda tensor: tensor):
-            run_pieces(backbone, plan, batch_size, strategy=strategy, owns=method.reasoning.cls.owns_parts)
+            run_pieces(backbone, plan, batch_size, owns=method.reasoning.cls.owns_parts, masked=masked)
         return float(sum(size for _, size in kept.values()))
 
 
-def run_pieces(backbone: Any, plan: Passes, batch_size: int, *, strategy: Any, owns: bool) -> Tensor:
-    """The calls of a plan, as ``models.running.forward`` makes them."""
+def run_pieces(backbone: Any, plan: Passes, batch_size: int, *, owns: bool, masked: bool = True) -> Tensor:
+    """The calls of a plan, as ``models.running.forward`` makes them; without ``masked`` the library makes the masks."""
     cache = DynamicCache(config=backbone.config)
     embeddings_trained = backbone.model.get_input_embeddings().weight.requires_grad
     hidden_BTD, seen = None, 0
@@ -146,7 +163,7 @@ def run_pieces(backbone: Any, plan: Passes, batch_size: int, *, strategy: Any, o
         with torch.set_grad_enabled(index > 0):
             hidden_BTD = backbone.run_core(
                 inputs_BTD,
-                attention_mask=_mask(backbone, batch_size, columns, seen),
+                attention_mask=_mask(backbone, batch_size, columns, seen) if masked else None,
                 position_ids=torch.zeros(batch_size, columns, dtype=torch.long),
                 past_key_values=cache,
                 use_cache=True,
@@ -301,7 +318,7 @@ def _answering(config: Any, method: Any, sizes: Sizes, trained: Trained, text: T
     found["reading prompts"] = B * read * (3 * sizes.feed_forward + 4 * sizes.width) * size + weights
     found["logits of the next token"] = 2 * B * sizes.vocabulary * FP32
     if trained.adapters and backbone.dtype == "float32":
-        found["adapters merged into copies of their maps"] = FP32 * sizes.linear
+        found["adapters merged into copies of their maps"] = FP32 * (sizes.linear + sizes.stacks)
     return found
 
 

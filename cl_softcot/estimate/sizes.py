@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cl_softcot.models.own_weights import Trained
-from cl_softcot.models.shapes import Unloaded, architecture, without_memory
+from cl_softcot.models.shapes import Unloaded, architecture, is_stack, without_memory
 from cl_softcot.reasoning.base import Parts
 
 GB = 1e9
@@ -28,6 +28,8 @@ class Sizes:
         total: all weights, tied ones once.
         linear: those of the linear maps in decoder layers, which quantisation and adapters are about.
         layers: those of the decoder layers.
+        active: of these, the ones that a token goes through: in a mixture it meets a few of the experts.
+        stacks: those of experts that are one tensor, which adapters are about too.
         largest_layer: those of one decoder layer.
         head: of the output map [V, D] (also where it is tied to the embeddings).
     """
@@ -35,6 +37,8 @@ class Sizes:
     total: int
     linear: int
     layers: int
+    active: int
+    stacks: int
     largest_layer: int
     head: int
     depth: int
@@ -53,12 +57,17 @@ def sizes_of(path: str, trust_remote_code: bool = False) -> Sizes:
         model = Unloaded(config, torch.bfloat16, None)
         layers = [sum(p.numel() for p in layer.parameters()) for layer in model.layers]
         linear = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        stacks = [p for layer in model.layers for m in layer.modules() for p in m.parameters(recurse=False) if is_stack(m, p)]
+        met = _experts_met(config)
+        idle = sum(p.numel() * (1 - min(met, p.shape[0]) / p.shape[0]) for p in stacks) if met else 0
+        heads = getattr(config, "num_attention_heads", None) or 1
+        head_dim = getattr(config, "head_dim", None) or model.width // heads
         return Sizes(
             total=sum(p.numel() for p in model.model.parameters()),
             linear=linear,
             layers=sum(layers),
+            active=round(sum(layers) - idle),
+            stacks=sum(p.numel() for p in stacks),
             largest_layer=max(layers),
             head=model.vocab_size * model.width,
             depth=len(layers),
@@ -68,6 +77,27 @@ def sizes_of(path: str, trust_remote_code: bool = False) -> Sizes:
             heads=heads,
             kv_width=2 * (getattr(config, "num_key_value_heads", None) or heads) * head_dim,
         )
+
+
+def _experts_met(config: Any) -> int:
+    """By a token in a layer, as configurations call it; 0 where they do not say."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
+    said = next((value for name in names if (value := getattr(config, name, None))), 0)
+    return max(said) if isinstance(said, list | tuple) else int(said)
+
+
+def what_is_left_out(method: Any, model_config: Any) -> str | None:
+    """What of the layers a method's strategy does not reach, asked of it; None: nothing."""
+    if not method.strategy.cls.trains:
+        return None
+
+    def ask() -> str | None:
+        with without_memory():
+            strategy, parts = prepared(method, model_config)
+            return strategy.leaves_out(parts)
+
+    found: str | None = once(("leaves out", method.strategy, model_config.path), ask)
+    return found
 
 
 def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple[Any, Parts]:
@@ -82,7 +112,9 @@ def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple
     strategy.prepare(parts, 0)
     backbone.model.train(strategy.trains)
     for module in backbone.model.modules():
-        if hasattr(module, "attn_dropout"):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
+        if isinstance(
+            getattr(module, "attn_dropout", None), torch.nn.Dropout
+        ):  # sdpa's kernels on a GPU keep no attention weights, with dropout either
             module.attn_dropout.p = 0.0
     return strategy, parts
 

@@ -109,10 +109,10 @@ def step_operations(sizes: Sizes, trained: Trained, plan: Passes, again: int = 0
     """Floating-point operations of one example's forward and backward pass; ``again``: forwards that are repeated."""
     with_gradient = sum(plan.pieces)
     attention = 2 * plan.columns * sizes.width * sizes.depth  # QK and AV of a causal map: 2 x 2 x columns / 2 x D
-    weights = sizes.layers + trained.adapters + attention / 2
+    weights = sizes.active + trained.adapters + attention / 2
     forward = 2 * weights * plan.columns + 2 * sizes.head * plan.labels
     inputs = 2 * weights * with_gradient + 2 * sizes.head * plan.labels
-    own = 2 * (min(trained.backbone, sizes.layers) + trained.adapters) * plan.columns
+    own = 2 * (min(trained.backbone, sizes.layers) * sizes.active / sizes.layers + trained.adapters) * plan.columns
     own += 2 * sizes.head * plan.labels if trained.backbone > sizes.layers else 0
     return forward + inputs + own + again * 2 * weights * with_gradient
 
@@ -186,7 +186,7 @@ def answers_seconds(config: Any, method: Any, sizes: Sizes, text: TextLengths, n
     if not B:
         return 0.0
     cache = B * (read + written / 2) * sizes.depth * sizes.kv_width * size
-    per_column = 2 * B * (sizes.layers + sizes.head)
+    per_column = 2 * B * (sizes.active + sizes.head)
     reading = _at_least(per_column * read, len(plan.pieces), weights, sizes.depth, backbone.dtype, gpu)
     writing = written * _at_least(per_column, 1, weights + cache, sizes.depth, backbone.dtype, gpu)
     return math.ceil(n / B) * (reading + writing)
@@ -201,7 +201,7 @@ def _assistant_seconds(config: Any, method: Any, text: TextLengths, gpu: Gpu) ->
     train = config.train_for(method)
     questions = config.evaluate.test + (train.examples if method.strategy.cls.trains else 0)
     flops = gpu.fp32_flops if helper.dtype == "float32" else gpu.half_flops
-    seconds = questions * 2 * sizes.layers * text.prompt / (flops * gpu.utilisation)
+    seconds = questions * 2 * sizes.active * text.prompt / (flops * gpu.utilisation)
     writes = method.reasoning.cls.assistant_use(method.reasoning.settings).writes
     step = _at_least(0.0, 1, weight_bytes(sizes, helper), sizes.depth, helper.dtype, gpu)
     return seconds + math.ceil(questions / config.evaluate.batch_size) * min(writes, 2 * (text.steps + text.answer)) * step

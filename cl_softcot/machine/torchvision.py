@@ -4,18 +4,22 @@
 ``import torchvision`` dies with ``operator torchvision::nms does not exist``; avalanche, and parts of transformers and peft, die
 with it. No vision operator is ever called here, so it is enough that the missing operators have a schema. On a healthy install,
 and on one without torchvision, nothing is changed.
+
+``python -m cl_softcot.machine.torchvision`` mends the environment itself, so that ``import transformers`` alone works too.
 """
 
 import importlib
 import importlib.util
-import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
-_MISSING = re.compile(r"operator torchvision::(\w+) does not exist")
-_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_ATTEMPTS = 16
+from cl_softcot.errors import UserError
+from cl_softcot.machine import torchvision_startup
 
-_library = None  # kept alive: the schemas are withdrawn when the Library object dies
+_COPY = "cl_softcot_torchvision"
+_FIX = "install builds of torch and torchvision that belong together, from one index (https://pytorch.org/get-started/locally)"
 _status: str | None = None
 
 
@@ -32,28 +36,71 @@ def ensure_torchvision() -> str:
 
 
 def _import_and_mend() -> str:
-    global _library
-    import torch
+    torchvision_startup.start()
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        raise ImportError(f"torchvision does not fit the installed torch and could not be mended ({error}); {_FIX}") from error
+    return "native" if importlib.import_module("torchvision.extension")._has_ops() else "mended"
 
-    for _ in range(_ATTEMPTS):
+
+def mend_environment(python: str = sys.executable) -> str | None:
+    """Lets ``import torchvision`` work in every process of an environment; any number of times.
+
+    Args:
+        python: its interpreter.
+
+    Returns:
+        What was done, in a sentence; None where nothing had to be.
+
+    Raises:
+        UserError: torchvision cannot be imported, and not for the operators' sake.
+    """
+    wrong = _import_error(python)
+    if not wrong:
+        return None
+    folder = _run(python, "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    if "torchvision::" in wrong:
+        copy, starts = Path(folder, f"{_COPY}.py"), Path(folder, f"{_COPY}.pth")
         try:
-            importlib.import_module("torchvision")
-            return "native" if _library is None else "mended"
-        except RuntimeError as error:
-            missing = _MISSING.search(str(error))
-            if missing is None:
-                raise
-            _forget_half_imported()
-            if _library is None:
-                _library = torch.library.Library("torchvision", "FRAGMENT")
-            _library.define(missing[1] + _SCHEMA)
-    raise ImportError(
-        "torchvision does not fit the installed torch and could not be mended; "
-        "install matching builds of both, or uninstall torchvision's mismatching build"
-    )
+            shutil.copyfile(torchvision_startup.__file__, copy)
+            starts.write_text(f"import {_COPY}; {_COPY}.start()\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"torchvision does not fit torch, and {folder} cannot be written to ({error})", fix=_FIX) from None
+        still = _import_error(python)
+        if not still:
+            return (
+                "torchvision is a build for another torch (as where torch is one without CUDA): its operators will not run, "
+                f"and {starts} lets everything that imports it work"
+            )
+        copy.unlink()
+        starts.unlink()
+        wrong = still
+    raise UserError(f"torchvision cannot be imported: {wrong}", fix=_FIX)
 
 
-def _forget_half_imported() -> None:
-    """Drop the modules of a failed import, so that the next attempt starts afresh."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
+def _import_error(python: str) -> str:
+    """The last line of what importing torchvision says; empty where it works, or is not installed."""
+    code = "import importlib.util as u\nif u.find_spec('torchvision'): import torchvision"
+    done = _run(python, code)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
+def _run(python: str, code: str) -> subprocess.CompletedProcess[str]:
+    # Isolated from the caller's folder and PYTHONPATH: it is about what is installed.
+    return subprocess.run([python, "-I", "-c", code], capture_output=True, text=True)
+
+
+def _main() -> int:
+    said = mend_environment()
+    if said:
+        print(said)
+    return 0
+
+
+if __name__ == "__main__":
+    from cl_softcot.commands import guarded
+
+    sys.exit(guarded(_main))

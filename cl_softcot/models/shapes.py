@@ -53,7 +53,10 @@ def architecture(path: str, *, revision: str | None = None, trust_remote_code: b
     """
     folder = resolve(path)
     if folder is not None:
-        return _read(str(folder), local_files_only=True, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
+        inside = _in_a_gguf(path, folder)
+        return _read(str(folder), local_files_only=True, trust_remote_code=trust_remote_code, **inside).get_text_config(
+            decoder=True
+        )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         return _read(path, local_files_only=True, **options).get_text_config(decoder=True)
@@ -74,6 +77,14 @@ def architecture(path: str, *, revision: str | None = None, trust_remote_code: b
         f"the shape of {path!r} is not known: no config.json at hand ({problem}){near}",
         fix="give a local folder (one that models.scratch makes has to be made first), or download the model's config.json",
     )
+
+
+def _in_a_gguf(path: str, folder: Path) -> dict[str, str]:
+    """Where a configuration is that has no file of its own: in the GGUF file that was named, or that is the only one there."""
+    if path.lower().endswith(".gguf"):
+        return {"gguf_file": Path(path).name}
+    files = [] if (folder / "config.json").is_file() else sorted(p.name for p in folder.glob("*.gguf"))
+    return {"gguf_file": files[0]} if files else {}
 
 
 def _read(source: str, **options: Any) -> Any:
@@ -150,10 +161,19 @@ def shortened(config: Any, layers: int | None) -> Any:
     if layers is None:
         return config
     data = config.to_dict()
-    if isinstance(data.get("layer_types"), list):
-        data["layer_types"] = data["layer_types"][:layers]
+    depth = config.num_hidden_layers
+    for name, value in data.items():  # the kind of each layer, or whether it has experts
+        if isinstance(value, list) and len(value) == depth and "token" not in name:
+            data[name] = value[:layers]
     data[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
     return type(config).from_dict(data)
+
+
+def is_stack(module: nn.Module, tensor: Tensor) -> bool:
+    """Whether a tensor holds one linear map for each expert of a mixture, [experts, ., .]. Torch's own modules know what their
+    tensors are for: a convolution's is none.
+    """
+    return tensor.ndim == 3 and min(tensor.shape) > 1 and not type(module).__module__.startswith("torch.nn.")
 
 
 def period(config: Any) -> int:

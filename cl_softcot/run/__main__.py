@@ -24,7 +24,9 @@ EPILOG = """examples:
   torchrun --nproc_per_node 4 -m cl_softcot.run experiments/coconut_gpt2_prosqa.yaml
 
 Run the same command again after an interruption: finished work is kept, the rest is done.
-Exit status: 0 all runs finished, 1 a run failed, 2 a mistake in the command or a file."""
+Exit status: 0 all runs finished, 1 a run failed, 2 a mistake in the command or a file.
+Of --dry-run: 0 it can start and, as far as can be told, fits; 3 a method does not fit into the memory; 4 a model is missing,
+or is of a kind that cannot be run."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,15 +89,17 @@ def run(args: argparse.Namespace) -> int:
     jobs = 1 if launched else min(args.jobs or default_jobs(), len(specs))
     if args.dry_run:
         if _is_first():
-            from cl_softcot.estimate.words import describe
+            from cl_softcot.estimate.words import forecast
 
-            print(describe(config, specs, jobs, gpu_memory=args.gpu_memory, gpus=args.gpus))
+            found = forecast(config, specs, jobs, gpu_memory=args.gpu_memory, gpus=args.gpus)
+            print(found.text)
+            return found.status
         return 0
     if _is_first() and not config.backbone.path.startswith("builtin:"):
         from cl_softcot.estimate.words import warnings_before_loading
 
-        for warning in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
-            print(f"warning: {warning}", file=sys.stderr)
+        for line in warnings_before_loading(config, jobs, int(os.environ.get("WORLD_SIZE", "1"))):
+            print(line, file=sys.stderr)
     if not args.kept and _is_first():
         _tell_of_kept(Path(args.experiment).parent / "results" / config.name)
     if not launched:

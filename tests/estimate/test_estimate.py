@@ -12,20 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from transformers import CONFIG_MAPPING
 
 from cl_softcot import registry
 from cl_softcot.config.loading import load_experiment
+from cl_softcot.config.plan import plan
 from cl_softcot.errors import UserError
 from cl_softcot.estimate.advice import Device, advise, device_for, estimate
 from cl_softcot.estimate.footprint import footprint_of, kept_for_backward
+from cl_softcot.estimate.here import passes_paid, train_share
 from cl_softcot.estimate.passes import Passes, TextLengths, passes_of
 from cl_softcot.estimate.sizes import Trained, sizes_of, trained_numbers, weight_bytes
 from cl_softcot.estimate.texts import text_lengths
 from cl_softcot.estimate.time import H100, answers_seconds, hours_of, step_operations
+from cl_softcot.estimate.words import forecast, warnings_before_loading
 from cl_softcot.models.language_model import load_language_model
 from cl_softcot.models.scratch import make_model_folder
 from cl_softcot.models.shapes import architecture, period, published_shapes
 from cl_softcot.reasoning.base import Parts
+from cl_softcot.run.__main__ import main
 from cl_softcot.tasks.base import Example
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -404,3 +409,135 @@ def test_a_model_that_fits_gets_no_advice(tmp_path):
     assert found.fits and found.advice is None
     small = Device("very little", "cuda", 1e6)
     assert not estimate(config, small)[0].fits
+
+
+# ------------------------------------------------------------------------------------------- what cannot be told, or run
+
+SMALL_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}
+KINDS = {
+    "bloom": {},
+    "falcon": {"alibi": True},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "gpt_oss": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 8},
+}
+
+
+def of_a_kind(folder: Path, kind: str, **settings: object) -> Path:
+    """A folder that says which kind of model it is, and holds none."""
+    folder.mkdir()
+    config = CONFIG_MAPPING[kind](**{**SMALL_SIZES, **KINDS.get(kind, {}), **settings})
+    config.architectures = None
+    config.save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_with_masks_experts_and_layers_of_their_own_are_estimated(tmp_path, kind):
+    folder = of_a_kind(tmp_path / "m", kind)
+    for strategy in ("lora", "full_finetune"):
+        config = experiment(tmp_path, str(folder), f"reasoning: cot, strategy: {strategy}")
+        (found,) = estimate(config, Device("a machine", "cpu", 1e12))
+        assert found.unknown is None and found.refused is None and found.fits and found.hours.total > 0
+        assert found.memory.passes["training"]["activations"] > 0
+
+
+def test_a_token_meets_some_of_the_experts(tmp_path):
+    """By hand: of 4 experts of 3 x 32 x 64 numbers a token meets 2, or 1."""
+    two, one = (sizes_of(str(of_a_kind(tmp_path / f"m{n}", "mixtral", num_experts_per_tok=n))) for n in (2, 1))
+    expert = 3 * 32 * 64
+    assert two.stacks == one.stacks == 2 * 4 * expert and two.layers == one.layers
+    assert (two.layers - two.active, one.layers - one.active) == (2 * 2 * expert, 2 * 3 * expert)
+    assert sizes_of(LLAMA).active == sizes_of(LLAMA).layers
+
+
+def test_adapters_of_experts_are_counted(tmp_path):
+    """By hand: for each of 4 experts r (in + out), of both tensors in 2 layers, and of the attention's maps."""
+    config = experiment(tmp_path, str(of_a_kind(tmp_path / "m", "mixtral")), "reasoning: cot, strategy: {name: lora, rank: 2}")
+    experts, attention = 4 * ((32 + 128) + (64 + 32)), 2 * (32 + 32) + 2 * (32 + 16)
+    assert trained_numbers(config.methods[0], config.backbone, None).adapters == 2 * 2 * (experts + attention)
+
+
+def test_an_estimate_that_fails_is_left_out_and_stops_nothing(tmp_path, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of a kind\nthat nobody knew")
+
+    config = llama(tmp_path, "reasoning: cot, strategy: lora")
+    monkeypatch.setattr("cl_softcot.estimate.advice.footprint_of", fails)
+    (found,) = estimate(config, device_for(config, 80))
+    assert found.memory is None and found.fits and found.hours.total > 0
+    assert warnings_before_loading(config, 1) == []
+    said = forecast(config, plan(config), 1, gpu_memory=80)
+    assert said.status == 0 and "no estimate (ZeroDivisionError: of a kind that nobody knew)" in said.text
+    monkeypatch.setattr("cl_softcot.estimate.advice.hours_of", fails)
+    assert forecast(config, plan(config), 1, gpu_memory=80).status == 0
+
+
+def dry_run(path: Path, *arguments: str) -> int:
+    return main([str(path), "--dry-run", *arguments])
+
+
+def test_a_dry_run_tells_by_its_status_what_does_not_fit(tmp_path, capsys):
+    llama(tmp_path, "reasoning: cot, strategy: lora")
+    assert dry_run(tmp_path / "e.yaml", "--gpu-memory", "80") == 0
+    assert dry_run(tmp_path / "e.yaml", "--gpu-memory", "8") == 3
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        ("./nothing", "there is no folder"),
+        ("nobody/nothing", "is not known"),
+        ("builtin:huge", "no embedded model"),
+        ("EMPTY", "holds no model"),
+        ("WEIGHTLESS", "holds no weights"),
+        ("TEXTLESS", "holds no tokenizer"),
+        ("TORN", "cannot be read"),
+        ("vit", "no causal language model"),
+        ("mamba", "untouched"),
+    ],
+)
+def test_a_dry_run_tells_by_its_status_what_is_missing_or_refused(tmp_path, monkeypatch, capsys, backbone, said):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if backbone in CONFIG_MAPPING:
+        backbone = str(of_a_kind(tmp_path / "m", backbone))
+    elif backbone.isupper():
+        folder = of_a_kind(tmp_path / "m", "bloom")
+        gone = {"EMPTY": "config.json", "WEIGHTLESS": "model.safetensors", "TEXTLESS": "tokenizer_config.json"}.get(backbone)
+        (folder / gone).unlink() if gone else (folder / "config.json").write_text("{")
+        backbone = str(folder)
+    experiment(tmp_path, backbone, "reasoning: cot, strategy: lora")
+    assert dry_run(tmp_path / "e.yaml") == 4
+    text = capsys.readouterr().out
+    assert "cannot run: " in text and said in text
+
+
+def test_a_missing_assistant_is_told_too(tmp_path, capsys):
+    experiment(tmp_path, "builtin:tiny", "reasoning: cot, strategy: lora")
+    assert dry_run(tmp_path / "e.yaml", "assistant=./nothing") == 4
+    assert "assistant: there is no folder" in capsys.readouterr().out
+
+
+def test_training_is_paid_by_what_is_trained(tmp_path):
+    """Operations a token and weight: 6 for all weights, 4 with adapters of a few per cent, less behind a prompt that is read
+    without gradients."""
+    parameters = sizes_of(LLAMA).total
+
+    def paid(reasoning: str, strategy: str) -> float:
+        config = llama(tmp_path, f"reasoning: {reasoning}, strategy: {strategy}")
+        return passes_paid(config, config.methods[0], TEXT, parameters)
+
+    assert paid("cot", "full_finetune") == 6
+    assert paid("cot", "lora") == pytest.approx(4 + 2 * 41_943_040 / parameters)
+    frozen = paid("{name: softcot, soft_thoughts: 4, source: free}", "frozen_backbone")
+    assert frozen == pytest.approx(2 + 2 * 93 / 193)  # 100 tokens of the prompt come before the first slot
+
+
+def test_larger_models_reach_more_of_a_product_s_rate():
+    assert train_share(600_000, torch.float32) == 0.35 and train_share(135_000_000, torch.float32) == 0.95
+    assert train_share(135_000_000, torch.bfloat16) == 0.64
+    assert 0.35 < train_share(10_000_000, torch.float32) < train_share(50_000_000, torch.float32) < 0.95
