@@ -18,10 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from cl_softcot.models.language_model import LanguageModel
-
 if TYPE_CHECKING:
-    pass
+    from cl_softcot.models.language_model import LanguageModel
 
 # Measured on a CPU: what lies between matrix products stays in a core's cache if hidden states are of so many numbers at a time,
 # which takes a fifth to a third off a call. With fewer places the products themselves become slow.
