@@ -44,17 +44,14 @@ def adapter_folder(spec: str) -> Path:
     if not (folder / ADAPTER).is_file():
         whole = " (it holds a whole model: give that as path)" if (folder / "config.json").is_file() else ""
         raise UserError(f"adapter: {spec!r} holds no adapter of peft: {ADAPTER} is missing{whole}", fix="check the path")
-    if not (folder / _WEIGHTS).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
+    if (folder / _WEIGHTS).is_file():
+        return folder
+    if (folder / "adapter_model.bin").is_file():
         raise UserError(
-            f"the weights of the adapter {spec!r} are pickled, and reading a pickle can run any code"
-            if pickled
-            else f"the adapter {spec!r} holds no weights: {_WEIGHTS} is missing",
-            fix="if you trust their origin, load it with peft and save_pretrained() it into a new folder"
-            if pickled
-            else "fetch it again",
+            f"the weights of the adapter {spec!r} are pickled, and reading a pickle can run any code",
+            fix="if you trust their origin, load it with peft and save_pretrained() it into a new folder",
         )
-    return folder
+    raise UserError(f"the adapter {spec!r} holds no weights: {_WEIGHTS} is missing", fix="fetch it again")
 
 
 def tokenizer_place(folder: Path | None) -> str | None:
@@ -85,14 +82,14 @@ def merged_with(model: Any, folder: Path, *, adapter: str, base: str) -> Any:
             loaded = wrapped.load_adapter(str(folder), "default")  # once more, for what it says
         except Exception as error:
             raise _other_base(adapter, base, _first_line(error)) from error
-        lost = [*loaded.missing_keys, *loaded.unexpected_keys]
-        if lost:
-            raise _other_base(adapter, base, f"{len(lost)} of its tensors have no place, {lost[0]} first")
+        for names, problem in ((loaded.unexpected_keys, "have no place there"), (loaded.missing_keys, "are missing in its file")):
+            if names:
+                raise _other_base(adapter, base, f"{len(names)} tensors {problem}, {names[0]} first")
         try:
             wrapped.eval()
-            expected = wrapped(input_ids=ids_1T, use_cache=False).logits.float()
+            expected = wrapped(input_ids=ids_1T, use_cache=False).logits
             merged = wrapped.merge_and_unload(safe_merge=True)
-            found = merged(input_ids=ids_1T, use_cache=False).logits.float()
+            found = merged(input_ids=ids_1T, use_cache=False).logits
         except Exception as error:
             raise UserError(
                 f"the adapter {adapter!r} is of a kind ({kind}) that cannot be merged into the weights of {base!r}: "
@@ -109,13 +106,20 @@ def _checked_kind(folder: Path, adapter: str, base: str) -> str:
     """The kind of an adapter, as peft calls it."""
     from peft import PeftConfig
 
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as KNOWN
+
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
+        kind = settings.get("peft_type")
+        if not kind:
+            raise ValueError("peft_type is missing")
+        if kind not in KNOWN:
+            raise ValueError(f"this version of peft knows no kind {kind!r}")
         config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # not JSON, no such kind, unknown or misspelt settings
-        said = "peft_type is missing" if isinstance(error, KeyError) and error.args == ("peft_type",) else _first_line(error)
-        raise UserError(f"the adapter {adapter!r} is damaged: {ADAPTER}: {said}", fix="fetch the adapter again") from error
+    except Exception as error:  # not JSON, no map, or settings of a wrong type
+        raise UserError(
+            f"the adapter {adapter!r} cannot be read: {ADAPTER}: {_first_line(error)}", fix="fetch it again, or take a newer peft"
+        ) from error
     if config.is_prompt_learning:
         raise UserError(
             f"the adapter {adapter!r} is of a kind ({kind}) that cannot be merged: it puts vectors in front of a text, and "
@@ -155,9 +159,10 @@ def _make_room(model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _check_same(expected: Tensor, found: Tensor, what: str, kind: str) -> None:
+    allowed = _TOLERANCE if found.dtype == torch.float32 else _HALF_TOLERANCE
+    expected, found = expected.double(), found.double()
     scale = (expected - expected.mean(-1, keepdim=True)).abs().max().clamp_min(1e-30)
     difference = ((found - expected).abs().max() / scale).item()
-    allowed = _TOLERANCE if expected.dtype == torch.float32 else _HALF_TOLERANCE
     if not difference <= allowed:
         raise UserError(
             f"{what} is of a kind ({kind}) that cannot be merged into these weights: logits differ from those of the unmerged "

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from cl_softcot.models.language_model import LanguageModel
 
 TOKENS = 16
-# Of the largest distance of a logit from their mean. In half precision the library differs from itself by a few hundredths.
-TOLERANCE, HALF_TOLERANCE, MOST_TOLERANCE = 1e-4, 5e-2, 0.25
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2  # of the largest distance of a logit from their mean
+# In half precision an expert's near tie falls now one way, now the other, and one token differs by itself.
+_TOKENS_APART = 1 / 4
 _FIX = "take a decoder with attention in every layer, such as a GPT-2, Llama, Mistral, Qwen, Gemma, OLMo or Phi"
 
 
@@ -67,17 +68,11 @@ def check_agreement(backbone: LanguageModel) -> None:
             )
         allowed = _tolerance(backbone)
         for way, found_TV in _ways(backbone, ids_T):
-            difference = _difference(found_TV, expected_TV[: len(found_TV)])
-            if difference <= allowed:
-                continue
-            if allowed >= HALF_TOLERANCE:
-                with backbone.autocast():
-                    own = _difference(_plain(backbone, ids_T), expected_TV)
-                allowed = min(max(allowed, 2 * own), MOST_TOLERANCE)
+            difference = _difference(found_TV, expected_TV[: len(found_TV)], 0.0 if allowed < HALF_TOLERANCE else _TOKENS_APART)
             if not difference <= allowed:
                 raise UserError(
                     f"{name!r} is a model of a kind ({kind}) that is computed wrongly here: {way} its logits differ from the "
-                    f"library's own by {difference:.1%} of their range, and {allowed:.2%} is allowed",
+                    f"library's own by {difference:.2%} of their range, and {allowed:.2%} is allowed",
                     fix=_FIX,
                 )
 
@@ -117,7 +112,7 @@ def _plain(backbone: LanguageModel, ids_T: Tensor) -> Tensor:
 
 
 def _random_ids(backbone: LanguageModel) -> Tensor:
-    """Different from load to load would be a check that sometimes fails: always the same of a vocabulary, none of them special."""
+    """Always the same for a vocabulary, or the check would fail now and then; none of them special."""
     special = {*backbone.tokenizer.all_special_ids, *backbone.special.values(), *backbone.text.end_ids, backbone.pad_id}
     drawn = torch.randint(backbone.vocab_size, (8 * TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     ordinary = [i for i in drawn if i not in special] or drawn
@@ -129,19 +124,24 @@ def _tolerance(backbone: LanguageModel) -> float:
     return TOLERANCE if backbone.compute_dtype in (torch.float32, torch.float64) and exact else HALF_TOLERANCE
 
 
-def _difference(found_TV: Tensor, expected_TV: Tensor) -> float:
+def _difference(found_TV: Tensor, expected_TV: Tensor, but_for: float) -> float:
     """The largest difference of two logits, or how far what one takes for likeliest is from being so for the other: as a share of
-    the largest distance of a logit from their mean. Infinite where the shapes are not the same or numbers are missing."""
+    the largest distance of a logit from their mean. Infinite where the shapes are not the same or numbers are missing.
+
+    Args:
+        but_for: share of the tokens, those that differ most, that are left out.
+    """
     if found_TV.shape != expected_TV.shape or found_TV.isnan().any():
         return float("inf")
     found_TV, expected_TV = found_TV.double(), expected_TV.double()
     there_TV = expected_TV.isfinite()
     some_TV = expected_TV.where(there_TV, expected_TV[there_TV].mean())
     scale = (some_TV - some_TV.mean(-1, keepdim=True)).abs().max()
-    apart = (found_TV - expected_TV).where(found_TV != expected_TV, 0.0).abs().max()
+    apart_T = (found_TV - expected_TV).where(found_TV != expected_TV, 0.0).abs().amax(-1)
     top_T1 = found_TV.argmax(-1, keepdim=True)
-    behind = (expected_TV.max(-1, keepdim=True).values - expected_TV.gather(-1, top_T1)).max()
-    return (torch.maximum(apart, behind) / scale.clamp_min(1e-30)).item()
+    behind_T = expected_TV.amax(-1) - expected_TV.gather(-1, top_T1)[:, 0]
+    difference_T = (torch.maximum(apart_T, behind_T) / scale.clamp_min(1e-30)).sort().values
+    return difference_T[len(difference_T) - 1 - int(but_for * len(difference_T))].item()
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def located(spec: str, gguf_file: str | None = None) -> tuple[Path | None, str |
         if gguf_file:
             return path, gguf.checked(path, gguf_file)
         if (path / ADAPTER).is_file():
-            raise _is_an_adapter(spec)
+            raise _is_an_adapter(spec, beside=any(not p.name.startswith("adapter") for p in path.glob("*.safetensors")))
         only = gguf.only_one(path)
         if only is None and not (path / "config.json").is_file():
             raise UserError(f"the folder {spec!r} holds no model: config.json is missing")
@@ -72,7 +72,11 @@ def _of_a_file(spec: str, path: Path, gguf_file: str | None) -> tuple[Path, str]
     return path.parent, gguf.checked(path.parent, path.name)
 
 
-def _is_an_adapter(spec: str) -> UserError:
+def _is_an_adapter(spec: str, beside: bool = False) -> UserError:
+    if beside:  # the library would put the two together by itself
+        return UserError(
+            f"{spec!r} holds a model and an adapter of peft", fix="keep each in its own folder: {path: BASE, adapter: FOLDER}"
+        )
     return UserError(
         f"{spec!r} holds an adapter of peft, which is no model by itself",
         fix=f"give the model that it was made for, and the adapter beside it: {{path: BASE, adapter: {spec}}}",

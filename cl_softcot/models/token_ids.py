@@ -15,7 +15,7 @@ _FIELDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
 def end_ids_of(tokenizer: Any, model: Any, name: str) -> list[int]:
-    """Every token that ends a text, the tokenizer's own first. UserError if there is none, or one that the model does not have."""
+    """Every token that ends a text, the tokenizer's own first. UserError if there is none, or the model does not have one."""
     rows = _rows(model)
     named = list(_named(tokenizer, model))
     outside = [entry for entry in named if not _is_id(entry[2], rows)]
