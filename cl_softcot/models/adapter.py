@@ -105,7 +105,6 @@ def merged_with(model: Any, folder: Path, *, adapter: str, base: str) -> Any:
 def _checked_kind(folder: Path, adapter: str, base: str) -> str:
     """The kind of an adapter, as peft calls it."""
     from peft import PeftConfig
-
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as KNOWN
 
     try:

@@ -23,6 +23,7 @@ from cl_softcot.models import builtin, gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
+_ANY_FIX = "give builtin:tiny, a folder with config.json, weights and tokenizer, or a hub id that is reachable"
 _HUB_FIX = "check the id on the hub, the network, and `hf auth login`; or give builtin:tiny, or a local folder"
 
 
@@ -119,8 +120,8 @@ def check_choices(dtype: str, attention: str | None, quantization: str | None, i
 def read_tokenizer(spec: str, source: str, revision: str | None, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
     """The tokenizer: of the folder, or of a GGUF file where the folder has none. UserError where there is none."""
     own = any((Path(source) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    options = {} if own or gguf_file is None else _gguf_options(gguf_file)
-    with quiet(), told(spec, "the tokenizer of the model"):
+    options = {} if own or gguf_file is None else gguf_options(gguf_file)
+    with quiet(), told(spec, "the tokenizer of the model", options.get("gguf_file")):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
     # Without its files some classes come up empty instead of failing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -164,8 +165,8 @@ def read_model(
             raise UserError("flash_attention_2 computes in half precision only", fix="set dtype: bfloat16")
     if attention:
         options["attn_implementation"] = attention
-    in_file = {} if gguf_file is None else _gguf_options(gguf_file)
-    with quiet(), told(spec, "the model"):
+    in_file = {} if gguf_file is None else gguf_options(gguf_file)
+    with quiet(), told(spec, "the model", gguf_file):
         if not Path(source).is_dir() and find_adapter_config_file(source, revision=revision):
             raise _is_an_adapter(spec)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **in_file)
@@ -227,7 +228,8 @@ def _need(package: str, what: str, command: str) -> None:
         raise UserError(f"{what} needs the package {package.replace('_', '-')}, which is not installed", fix=command)
 
 
-def _gguf_options(gguf_file: str) -> dict[str, str]:
+def gguf_options(gguf_file: str) -> dict[str, str]:
+    """What the library's readers are given for a GGUF file. UserError if the package for it is missing."""
     _need("gguf", f"reading {gguf_file}", "pip install 'cl-softcot[gguf]'")
     return {"gguf_file": gguf_file}
 
@@ -299,7 +301,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(spec: str, what: str) -> Iterator[None]:
+def told(spec: str, what: str, gguf_file: str | None = None) -> Iterator[None]:
     """What goes wrong while files are fetched and read, as one UserError."""
     try:
         yield
@@ -310,7 +312,10 @@ def told(spec: str, what: str) -> Iterator[None]:
             f"{what} {spec!r} does not fit on the GPU", fix="set dtype: bfloat16, quantization: 4bit or device_map: auto"
         ) from error
     except Exception as error:  # the library's own errors are of many kinds, safetensors' are plain Exceptions
-        raise _explained(spec, what, error) from error
+        known = _explained(spec, what, error)
+        if gguf_file is not None and known.fix == _ANY_FIX:
+            known.fix = f"fetch {gguf_file} again, it may be cut short; or take the model as safetensors"
+        raise known from error
 
 
 def _explained(spec: str, what: str, error: Exception) -> UserError:
@@ -353,8 +358,7 @@ def _explained(spec: str, what: str, error: Exception) -> UserError:
             f"{spec!r} is of a kind {kind!r} that this version of transformers has no causal language model for",
             fix="take a newer transformers, or a model of another kind",
         )
-    fix = "give builtin:tiny, a folder with config.json, weights and tokenizer, or a hub id that is reachable"
-    return UserError(f"{what} {spec!r} cannot be loaded: {said}", fix=fix)
+    return UserError(f"{what} {spec!r} cannot be loaded: {said}", fix=_ANY_FIX)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
