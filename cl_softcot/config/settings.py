@@ -35,7 +35,7 @@ APPENDABLE = ("methods", "tasks", "diagnostics")
 class ModelConfig(Strict):
     """A language model. A mere text is its `path`."""
 
-    path: str = Field(min_length=1, description="builtin:tiny, builtin:tiny@25, a local folder, or a model hub's id")
+    path: str = Field(min_length=1, description="builtin:tiny, builtin:tiny@25, a local folder, a GGUF file, or a model hub's id")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the frozen weights")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
@@ -64,6 +64,14 @@ class ModelConfig(Strict):
         "pretrained", description="random: architecture and tokenizer of the path, with weights that are drawn"
     )
     init_seed: Annotated[int, ADDED_LATER] = Field(0, ge=0, description="what `init: random` draws from")
+    adapter: Annotated[str | None, ADDED_LATER] = Field(
+        None,
+        min_length=1,
+        description="a peft adapter's folder or hub id, merged into the weights before anything else: the base has it then",
+    )
+    gguf_file: Annotated[str | None, ADDED_LATER] = Field(
+        None, min_length=1, description="the GGUF file in `path` (needs gguf; null: its only one, if it has no safetensors)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,6 +84,12 @@ class ModelConfig(Strict):
             raise PydanticCustomError("said", "device and device_map exclude each other")
         if self.init == "random" and (self.quantization or self.device_map):
             raise PydanticCustomError("said", "init: random draws whole weights on one device: no quantization or device_map")
+        if self.adapter and (self.quantization or self.init == "random"):
+            raise PydanticCustomError(
+                "said", "an adapter is merged into whole, pretrained weights: no quantization or init: random"
+            )
+        if self.quantization and (self.gguf_file or self.path.lower().endswith(".gguf")):
+            raise PydanticCustomError("said", "a GGUF file is read as whole numbers, which are not quantized anew")
         if self.attention == "flash_attention_2" and self.dtype == "float32":
             raise PydanticCustomError("said", "flash_attention_2 computes in half precision only: set dtype: bfloat16")
         return self

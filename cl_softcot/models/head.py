@@ -68,6 +68,11 @@ def packed_logits(backbone: LanguageModel, hidden: Tensor) -> Tensor | None:
 _copies = WeakTensorKeyDictionary()  # weight -> (what it was when the copy was made, the copy)
 
 
+def forget_packed(weight: Tensor) -> None:
+    """Gives the memory of a head's copy back; the next product without a gradient makes one again."""
+    _copies.pop(weight, None)
+
+
 def _packed_copy(weight: Tensor, rows: int) -> Tensor:
     state = weight._version, weight.data_ptr(), rows
     known = _copies.get(weight)

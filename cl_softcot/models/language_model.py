@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from cl_softcot.errors import UserError
 from cl_softcot.machine import processes
+from cl_softcot.models.adapter import adapter_folder, merged_with, tokenizer_place
+from cl_softcot.models.agreement import check_agreement, kind_named
 from cl_softcot.models.head import packed_logits
 from cl_softcot.models.lean import make_lean
-from cl_softcot.models.loading import DTYPES, check_choices, device_of, explained, read_model, read_tokenizer, resolve
+from cl_softcot.models.loading import DTYPES, check_choices, device_of, located, note, read_model, read_tokenizer
 from cl_softcot.models.own_weights import OwnWeights
 from cl_softcot.models.recompute import recomputed
 from cl_softcot.models.text import TextFormat, read_marker
+from cl_softcot.models.token_ids import check_rows, end_ids_of
 
 # Special tokens with a row in the embedding table, in the order in which they are added to a tokenizer without them: those of
 # continuous thoughts first, as Coconut adds them, so that they can be put into the softmax without the others (see
@@ -69,7 +72,8 @@ class LanguageModel:
         self.config = model.config.get_text_config(decoder=True)
         self.width: int = model.get_input_embeddings().weight.shape[1]
         self.max_length: int = getattr(self.config, "max_position_embeddings", None) or _NO_LIMIT
-        end_ids = _end_ids(tokenizer, model, name)
+        end_ids = end_ids_of(tokenizer, model, name)
+        check_rows(tokenizer, model, name, _BUILTIN_TOKENS.values())
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
         self.special, first_added = _special_tokens(model, tokenizer)
         rows = model.get_output_embeddings().weight.shape[0]
@@ -276,8 +280,10 @@ def load_language_model(
     chat_template_args: Mapping[str, Any] | None = None,
     init: str = "pretrained",
     init_seed: int = 0,
+    adapter: str | None = None,
+    gguf_file: str | None = None,
 ) -> LanguageModel:
-    """Load ``builtin:NAME``, a local folder or a hub id.
+    """Load ``builtin:NAME``, a local folder, a GGUF file or a hub id, and see that it computes the library's numbers.
 
     Args:
         dtype: float32, bfloat16 or float16.
@@ -291,22 +297,32 @@ def load_language_model(
         chat_template_args: variables for the template, such as ``{"enable_thinking": False}``.
         init: pretrained, or random: architecture and tokenizer of ``spec`` with weights drawn from ``init_seed`` (on another
             kind of device the same seed draws other numbers).
+        adapter: folder or hub id of a peft adapter, which is merged into the weights: they are the model's own then.
+        gguf_file: the file of ``spec`` that holds the model; not needed where it is the only one.
 
     Raises:
-        UserError: the model is not there, or is not a causal language model, or cannot be had in this form.
+        UserError: the model is not there, or is not a causal language model, or cannot be had in this form, or is of a kind that
+            is not computed rightly here.
     """
     check_choices(dtype, attention, quantization, init)
     if device_map is not None and device is not None:
         raise UserError("device and device_map exclude each other", fix="give one of them")
-    if init == "random" and (quantization or device_map):
-        raise UserError("init: random draws whole weights on one device", fix="leave quantization and device_map out")
-    folder = resolve(spec)
+    if init == "random" and (quantization or device_map or adapter):
+        raise UserError("init: random draws whole weights on one device", fix="leave quantization, device_map and adapter out")
+    if adapter and quantization:
+        raise UserError("an adapter is merged into whole weights, not into quantized ones", fix="leave one of the two out")
+    folder, gguf_file = located(spec, gguf_file)
+    if gguf_file and quantization:
+        raise UserError(
+            "the weights of a GGUF file are read as whole numbers, and are not quantized anew", fix="leave quantization out"
+        )
     if folder is not None and revision is not None:
         raise UserError(f"{spec!r} is a local folder, which has no revisions", fix="leave revision out, or give a hub id")
     marker = read_marker(folder) if folder is not None else None
     source = str(folder) if folder is not None else spec
     where = None if device_map is not None else device_of(device)
-    tokenizer = read_tokenizer(spec, source, revision, trust_remote_code)
+    added = adapter_folder(adapter) if adapter else None
+    tokenizer = read_tokenizer(spec, tokenizer_place(added) or source, revision, trust_remote_code, gguf_file)
     model = read_model(
         spec,
         source,
@@ -319,26 +335,22 @@ def load_language_model(
         device_map=device_map,
         quantization=quantization,
         init_seed=init_seed if init == "random" else None,
+        gguf_file=gguf_file,
     )
-    with explained(spec, "the model"):  # files of settings may hold anything
+    kind = model.config.get_text_config(decoder=True).model_type
+    name = spec if adapter is None else f"{spec} with {adapter}"
+    with kind_named(name, kind):
+        if added is not None:
+            model = merged_with(model, added, adapter=str(adapter), base=spec)
         make_lean(model)
-        loaded = LanguageModel(model, tokenizer, spec, marker, DTYPES[dtype], chat=chat, chat_template_args=chat_template_args)
+        loaded = LanguageModel(model, tokenizer, name, marker, DTYPES[dtype], chat=chat, chat_template_args=chat_template_args)
     loaded.gradient_checkpointing = gradient_checkpointing
     loaded.quantized = quantization is not None
+    if loaded.quantized or getattr(model, "hf_quantizer", None) is not None:
+        note(f"the weights of {spec} are quantized: its logits are not compared with the library's own")
+    else:
+        check_agreement(loaded)
     return loaded
-
-
-def _end_ids(tokenizer: Any, model: Any, name: str) -> list[int]:
-    """Every token that ends a text, the tokenizer's own first. UserError if there is none."""
-    generation = getattr(model, "generation_config", None)
-    named = [tokenizer.eos_token_id, getattr(generation, "eos_token_id", None), model.config.get_text_config().eos_token_id]
-    ids = [i for entry in named if entry is not None for i in (entry if isinstance(entry, list | tuple) else [entry])]
-    if not ids:
-        raise UserError(
-            f"{name} has no end-of-text token, so an answer would never end",
-            fix="set eos_token in its tokenizer_config.json, or eos_token_id in its config.json",
-        )
-    return list(dict.fromkeys(ids))
 
 
 def _special_tokens(model: Any, tokenizer: Any) -> tuple[dict[str, int], int | None]:

@@ -1,4 +1,4 @@
-"""Finding and reading a model's files: embedded, local or from the hub, safetensors only; errors in one sentence."""
+"""Finding and reading a model's files: embedded, local or from the hub, as safetensors or GGUF; errors in one sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,76 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.files import read_json
-from cl_softcot.models import builtin
+from cl_softcot.machine import processes
+from cl_softcot.models import builtin, gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
 _MOST_LAYERS = 10_000
+_ANY_FIX = "give builtin:tiny, a folder with config.json, weights and tokenizer, or a hub id that is reachable"
 _HUB_FIX = "check the id on the hub, the network, and `hf auth login`; or give builtin:tiny, or a local folder"
+
+
+ADAPTER = "adapter_config.json"
 
 
 def resolve(spec: str) -> Path | None:
     """The local folder of a specification, or None for a hub id."""
+    return located(spec)[0]
+
+
+def located(spec: str, gguf_file: str | None = None) -> tuple[Path | None, str | None]:
+    """The local folder of a specification (None for a hub id), and the GGUF file there that holds the model (None: none does).
+
+    Raises:
+        UserError: there is no model at this place, or several.
+    """
     if spec.startswith("builtin:"):
-        return builtin.resolve(spec.removeprefix("builtin:"))
+        if gguf_file:
+            raise UserError(f"{spec} has no GGUF file", fix="leave gguf_file out")
+        return builtin.resolve(spec.removeprefix("builtin:")), None
     path = Path(spec).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if gguf_file:
+            return path, gguf.checked(path, gguf_file)
+        if (path / ADAPTER).is_file():
+            raise _is_an_adapter(spec, beside=any(not p.name.startswith("adapter") for p in path.glob("*.safetensors")))
+        only = gguf.only_one(path)
+        if only is None and not (path / "config.json").is_file():
             raise UserError(f"the folder {spec!r} holds no model: config.json is missing")
         _refuse_odd_files(path)
-        return path
+        return path, only
+    if path.is_file() or path.suffix.lower() == ".gguf":
+        return _of_a_file(spec, path, gguf_file)
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise UserError(f"there is no folder {spec!r}", fix="check the path, or give a hub id such as organisation/model")
-    return None
+    return None, gguf_file
+
+
+def _of_a_file(spec: str, path: Path, gguf_file: str | None) -> tuple[Path, str]:
+    if not path.is_file():
+        fix = "check the path; a file on the hub is {path: organisation/model, gguf_file: FILE.gguf}"
+        raise UserError(f"there is no file {spec!r}", fix=fix)
+    if gguf_file:
+        raise UserError(f"{spec!r} is a file itself", fix="give its folder as path, or leave gguf_file out")
+    if not gguf.is_gguf(path):
+        raise UserError(f"{spec!r} is a file, and no GGUF", fix="give the folder that it is in")
+    return path.parent, gguf.checked(path.parent, path.name)
+
+
+def _is_an_adapter(spec: str, beside: bool = False) -> UserError:
+    if beside:  # the library would put the two together by itself
+        return UserError(
+            f"{spec!r} holds a model and an adapter of peft", fix="keep each in its own folder: {path: BASE, adapter: FOLDER}"
+        )
+    return UserError(
+        f"{spec!r} holds an adapter of peft, which is no model by itself",
+        fix=f"give the model that it was made for, and the adapter beside it: {{path: BASE, adapter: {spec}}}",
+    )
 
 
 _MAPS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json")
@@ -86,10 +133,12 @@ def check_choices(dtype: str, attention: str | None, quantization: str | None, i
             raise UserError(f"unknown {name} {value!r}{did_you_mean(value, [k for k in known if k is not None])}")
 
 
-def read_tokenizer(spec: str, source: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The tokenizer. UserError where there is none."""
-    with _quiet(), explained(spec, "the tokenizer of the model"):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+def read_tokenizer(spec: str, source: str, revision: str | None, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
+    """The tokenizer: of the folder, or of a GGUF file where the folder has none. UserError where there is none."""
+    own = any((Path(source) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    options = {} if own or gguf_file is None else gguf_options(gguf_file)
+    with quiet(), told(spec, "the tokenizer of the model", options.get("gguf_file")):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
     # Without its files some classes come up empty instead of failing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(
@@ -111,6 +160,7 @@ def read_model(
     device_map: str | Mapping[str, Any] | None = None,
     quantization: str | None = None,
     init_seed: int | None = None,
+    gguf_file: str | None = None,
 ) -> Any:
     """The Hugging Face model on its device.
 
@@ -119,9 +169,10 @@ def read_model(
         source: folder or hub id.
         device: where it goes; not with ``device_map``.
         init_seed: draw the weights from this seed, on the device, instead of reading them.
+        gguf_file: where the model is, in ``source``.
 
     Raises:
-        UserError: it is not there, not reachable, not a causal language model, not in safetensors, or incomplete.
+        UserError: it is not there, not reachable, not a causal language model, neither in safetensors nor a GGUF, or incomplete.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if attention == "flash_attention_2":
@@ -130,17 +181,30 @@ def read_model(
             raise UserError("flash_attention_2 computes in half precision only", fix="set dtype: bfloat16")
     if attention:
         options["attn_implementation"] = attention
-    with _quiet(), explained(spec, "the model"):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    in_file = {} if gguf_file is None else gguf_options(gguf_file)
+    with quiet(), told(spec, "the model", gguf_file):
+        if not Path(source).is_dir() and find_adapter_config_file(source, revision=revision):
+            raise _is_an_adapter(spec)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **in_file)
         _check_architecture(spec, config)
         if init_seed is not None:
             return _drawn(config, init_seed, dtype, device, options)
-        _refuse_pickles(spec, source)
-        options |= _placement(device, device_map, quantization, dtype)
+        if gguf_file is None:
+            _refuse_pickles(spec, source)
+        options |= _placement(device, device_map, quantization, dtype) | (gguf.whole_weights() if gguf_file else {})
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, config=config, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            source,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **in_file,
+            **options,
         )
     _check_complete(spec, model, info)
+    if gguf_file is not None:
+        gguf.make_plain(model)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # would store frozen weights in another order when they are first used
@@ -178,6 +242,12 @@ def _placement(
 def _need(package: str, what: str, command: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{what} needs the package {package.replace('_', '-')}, which is not installed", fix=command)
+
+
+def gguf_options(gguf_file: str) -> dict[str, str]:
+    """What the library's readers are given for a GGUF file. UserError if the package for it is missing."""
+    _need("gguf", f"reading {gguf_file}", "pip install 'cl-softcot[gguf]'")
+    return {"gguf_file": gguf_file}
 
 
 def _check_architecture(spec: str, config: Any) -> None:
@@ -241,8 +311,15 @@ def _check_complete(spec: str, model: Any, info: Mapping[str, Any]) -> None:
 # -------------------------------------------------------------------------------------------------------- errors
 
 
+def note(text: str) -> None:
+    """One line for the person at the terminal."""
+    if processes.is_main():
+        print(f"note: {text}", file=sys.stderr)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """The library's own messages and bars are not shown inside."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -255,7 +332,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(spec: str, what: str) -> Iterator[None]:
+def told(spec: str, what: str, gguf_file: str | None = None) -> Iterator[None]:
     """What goes wrong while files are fetched and read, as one UserError."""
     try:
         yield
@@ -266,7 +343,10 @@ def explained(spec: str, what: str) -> Iterator[None]:
             f"{what} {spec!r} does not fit on the GPU", fix="set dtype: bfloat16, quantization: 4bit or device_map: auto"
         ) from error
     except Exception as error:  # the library's own errors are of many kinds, safetensors' are plain Exceptions
-        raise _explained(spec, what, error) from error
+        known = _explained(spec, what, error)
+        if gguf_file is not None and known.fix == _ANY_FIX:
+            known.fix = f"fetch {gguf_file} again, it may be cut short; or take the model as safetensors"
+        raise known from error
 
 
 def _explained(spec: str, what: str, error: Exception) -> UserError:
@@ -309,8 +389,7 @@ def _explained(spec: str, what: str, error: Exception) -> UserError:
             f"{spec!r} is of a kind {kind!r} that this version of transformers has no causal language model for",
             fix="take a newer transformers, or a model of another kind",
         )
-    fix = "give builtin:tiny, a folder with config.json, weights and tokenizer, or a hub id that is reachable"
-    return UserError(f"{what} {spec!r} cannot be loaded: {said}", fix=fix)
+    return UserError(f"{what} {spec!r} cannot be loaded: {said}", fix=_ANY_FIX)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from cl_softcot.models.language_model import LanguageModel
+from cl_softcot.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from cl_softcot.models.language_model import LanguageModel
 
 # Measured on a CPU: what lies between matrix products stays in a core's cache if hidden states are of so many numbers at a time,
 # which takes a fifth to a third off a call. With fewer places the products themselves become slow.
@@ -144,7 +144,11 @@ class State:
         """Drop all but these rows, in place."""
         for layer in self.cache.layers:
             keys = getattr(layer, "keys", None)
-            layer.batch_select_indices(rows if keys is None else rows.to(keys.device))  # layers may stand on several GPUs
+            there = rows if keys is None else rows.to(keys.device)  # layers may stand on several GPUs
+            if hasattr(layer, "recurrent_states"):  # beside keys and values, or in their place
+                layer.reorder_cache(there)
+            else:
+                layer.batch_select_indices(there)
         self.mask_BT = self.mask_BT[rows]
         self.position_B = self.position_B[rows]
         self.logits_BV = self.logits_BV[rows] if len(self.logits_BV) else self.logits_BV
@@ -191,8 +195,12 @@ def forward(backbone: LanguageModel, state: State, embeddings_BTD: Tensor, mask_
 
     Args:
         mask_BT: which of the new columns are real; None: all of them.
+
+    Raises:
+        UserError: a gradient would have to go back through a recurrent state, which the library overwrites.
     """
     B, T, _ = embeddings_BTD.shape
+    _check_gradient(backbone, state, embeddings_BTD)
     if mask_BT is None:
         mask_BT = torch.ones(B, T, dtype=torch.bool, device=embeddings_BTD.device)
     seen_BT = torch.cat([state.mask_BT, mask_BT], 1)
@@ -221,6 +229,16 @@ def forward(backbone: LanguageModel, state: State, embeddings_BTD: Tensor, mask_
     state.position_B = state.position_B + counts_BT[:, -1]
     state.forward_passes += 1
     return hidden_BTD
+
+
+def _check_gradient(backbone: LanguageModel, state: State, embeddings_BTD: Tensor) -> None:
+    recurrent = any(any(getattr(layer, "is_recurrent_states_initialized", {}).values()) for layer in state.cache.layers)
+    if recurrent and torch.is_grad_enabled() and (embeddings_BTD.requires_grad or not backbone.frozen):
+        raise UserError(
+            f"{backbone.name} is a model of a kind ({backbone.config.model_type}) with recurrent layers, and no gradient goes "
+            "back through their state: it cannot learn a way of thinking that reads a text in pieces",
+            fix="take a way of thinking without continuous thoughts, or a decoder with attention in every layer",
+        )
 
 
 def _rows_at_once(backbone: LanguageModel, columns: int) -> int:

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.models.language_model import LanguageModel
-from cl_softcot.models.loading import resolve
+from cl_softcot.models.loading import gguf_options, located, told
 from cl_softcot.models.own_weights import OwnWeights
 
 # Ids under which the table's models stand on the hub too, or which have the same architecture.
@@ -45,13 +45,18 @@ def published_shapes() -> dict[str, dict[str, Any]]:
     return json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
 
 
-def architecture(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model: of the embedded one or a folder; from the hub's cache; of the table; from the hub itself.
+def architecture(path: str, *, revision: str | None = None, trust_remote_code: bool = False, gguf_file: str | None = None) -> Any:
+    """The configuration of a model: of the embedded one, a folder or a GGUF file; from the hub's cache; of the table; from the
+    hub itself.
 
     Raises:
         UserError: it is at none of these places.
     """
-    folder = resolve(path)
+    folder, gguf_file = located(path, gguf_file)
+    if gguf_file is not None:
+        with told(path, "the model", gguf_file):
+            source = str(folder) if folder is not None else path
+            return _read(source, trust_remote_code=trust_remote_code, **gguf_options(gguf_file)).get_text_config(decoder=True)
     if folder is not None:
         inside = _in_a_gguf(path, folder)
         return _read(str(folder), local_files_only=True, trust_remote_code=trust_remote_code, **inside).get_text_config(
