@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.machine import hub
 from cl_softcot.models import builtin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,7 +73,7 @@ def check_choices(dtype: str, attention: str | None, quantization: str | None, i
 
 def read_tokenizer(spec: str, source: str, revision: str | None, trust_remote_code: bool) -> Any:
     """The tokenizer. UserError where there is none."""
-    with _quiet(), _told(spec, "the tokenizer of the model"):
+    with _quiet(), _told(spec, "the tokenizer of the model"), hub.fetched(source):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     # Without its files some classes come up empty instead of failing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -114,7 +115,7 @@ def read_model(
             raise UserError("flash_attention_2 computes in half precision only", fix="set dtype: bfloat16")
     if attention:
         options["attn_implementation"] = attention
-    with _quiet(), _told(spec, "the model"):
+    with _quiet(), _told(spec, "the model"), hub.fetched(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         _check_architecture(spec, config)
         if init_seed is not None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.machine.hub import fetched
 from cl_softcot.tasks.base import TaskSettings
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
@@ -252,7 +253,8 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None = No
 
     place = f"{hub}{f'/{config}' if config else ''} ({split})"
     try:
-        table = load_dataset(hub, config, split=split, revision=revision)
+        with fetched():
+            table = load_dataset(hub, config, split=split, revision=revision)
     except Exception as error:  # the hub's libraries raise their own kinds, OSError, ValueError and those of three web clients
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
