@@ -33,7 +33,7 @@ from cl_softcot.provenance import is_dirty, revision, versions
 from cl_softcot.registry import source_file
 from cl_softcot.results import kept
 from cl_softcot.results.colors import palette
-from cl_softcot.results.events import EventLog, final_metrics, row_metrics, run_identity, run_tags
+from cl_softcot.results.events import EventLog, final_metrics, final_params, row_metrics, run_identity, run_tags
 from cl_softcot.results.folder import PACKED, ExperimentFolder, RunFolder
 from cl_softcot.results.keeping import restore_run, restore_study
 from cl_softcot.results.own_metrics import with_metrics
@@ -165,6 +165,7 @@ class Orchestration:
                     strategy=method.strategy.name,
                     per_task=method.per_task.routing if method.per_task else None,
                     mlflow_experiment=self.config.tracking.experiment,
+                    folder=self.folder,
                 )
                 | self.tags
             )
@@ -384,6 +385,7 @@ def _log_as_finished(run: RunFolder, result: RunRecord) -> None:
     log, ended = EventLog(run.path), _milliseconds(result.finished)
     for i in range(len(result.accuracy.matrix)):
         log.metrics(i, row_metrics(result, i), ended)
+    log.params(final_params(result))
     log.metrics(0, final_metrics(result), ended)
     log.artifact(run.result.name)
     log.status("FINISHED")

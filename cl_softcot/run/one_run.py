@@ -30,7 +30,7 @@ from cl_softcot.machine import processes
 from cl_softcot.machine.exact import make_exact, memory_explained
 from cl_softcot.machine.lanes import LaneStopped, hand_on
 from cl_softcot.models.frozen_states import tally
-from cl_softcot.results.events import EventLog, final_metrics, row_metrics
+from cl_softcot.results.events import EventLog, final_metrics, final_params, row_metrics
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.results.record import PartialRecord, RunRecord
 from cl_softcot.run.diagnosing import Diagnosing
@@ -269,6 +269,7 @@ class _Run:
 
         self._say("drawing", 0.99)
         pages = figures.draw_run(result, self.folder.figures) + write_predictions(self.folder.path, result)
+        self.log.params(final_params(result))
         self.log.metrics(0, final_metrics(result))  # MLflow draws a bar for a metric whose only step is 0
         if pages:
             self.log.tags(TABLE_TAGS)

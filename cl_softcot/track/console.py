@@ -258,7 +258,7 @@ class _TimeLeft:
     def seconds(self) -> float | None:
         """None where nothing is known, all is done, or it takes longer than was thought."""
         left = self._end - time.monotonic()
-        return left if 0 < self._done < 1 and left >= 0.5 else None
+        return left if 0 < self._done < 1 and left > 0 else None
 
 
 def _column(**kwargs: Any) -> Column:
