@@ -21,6 +21,7 @@ fi
 .venv/bin/pip install -q --disable-pip-version-check -U "pip>=25"
 # torch first and alone: where a build without CUDA is on offer, pip then takes that one.
 .venv/bin/pip install -q --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
-.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e ".$extra"
+# An editable install is what is wanted here; setuptools warns of it in ten lines.
+PYTHONWARNINGS='ignore:Editable installation' .venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e ".$extra"
 # That build's torchvision is taken too where it is on offer; where it is not, torchvision would stop `import transformers`.
 .venv/bin/python -m cl_softcot.machine.torchvision

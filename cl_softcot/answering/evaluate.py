@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cl_softcot.answering.counting import Counting, Told
 from cl_softcot.answering.policy import BasePolicy, Policy
 from cl_softcot.answering.readings import as_read, in_both, other_than
 from cl_softcot.errors import UserError
@@ -169,8 +170,11 @@ class Evaluator:
 
     # ------------------------------------------------------------------------------------------------- the base
 
-    def measure_base(self, shared: Path) -> None:
+    def measure_base(self, shared: Path, tell: Told = lambda *_: None) -> None:
         """Answers everything as the base does and keeps it in ``shared``: done once, used by every method.
+
+        Args:
+            tell: what is answered now, how many of how many, and what share of all is done.
 
         Raises:
             UserError: if it was done there before, with another base or on other data, and only its record was lost.
@@ -180,10 +184,15 @@ class Evaluator:
         processes.from_main(lambda: self._refuse_other_base(sums, record))
         # One after the other: what is kept of a set on disk serves every experiment that has it.
         probes = (*self.tasks, *self.families)
-        predictions = [p for probe in probes for answered in self._answer(self.base, [probe]).values() for p in answered]
-        continuations = {
-            name: written_ids(self.base, examples, self.settings.max_new_tokens) for name, examples in self._sets.items()
-        }
+        counting = Counting(sum(len(p.examples) for p in probes) + sum(map(len, self._sets.values())), tell)
+        predictions: list[Prediction] = []
+        for probe in probes:
+            with counting.answering(f"{probe.name} ({probe.kind})", len(probe.examples)):
+                predictions += self._answer(self.base, [probe])[probe.name]
+        continuations = {}
+        for name, examples in self._sets.items():
+            with counting.answering(f"{name} (drift)", len(examples)):
+                continuations[name] = written_ids(self.base, examples, self.settings.max_new_tokens)
 
         def write() -> None:
             _write_predictions(sums, place.answers, predictions)

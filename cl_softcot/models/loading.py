@@ -19,7 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.files import read_json
-from cl_softcot.machine import processes
+from cl_softcot.machine import hub, processes
 from cl_softcot.models import builtin, gguf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -137,7 +137,7 @@ def read_tokenizer(spec: str, source: str, revision: str | None, trust_remote_co
     """The tokenizer: of the folder, or of a GGUF file where the folder has none. UserError where there is none."""
     own = any((Path(source) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     options = {} if own or gguf_file is None else gguf_options(gguf_file)
-    with quiet(), told(spec, "the tokenizer of the model", options.get("gguf_file")):
+    with quiet(), told(spec, "the tokenizer of the model", options.get("gguf_file")), hub.fetched(source):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
     # Without its files some classes come up empty instead of failing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -182,7 +182,7 @@ def read_model(
     if attention:
         options["attn_implementation"] = attention
     in_file = {} if gguf_file is None else gguf_options(gguf_file)
-    with quiet(), told(spec, "the model", gguf_file):
+    with quiet(), told(spec, "the model", gguf_file), hub.fetched(source):
         if not Path(source).is_dir() and find_adapter_config_file(source, revision=revision):
             raise _is_an_adapter(spec)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **in_file)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from cl_softcot.errors import UserError, did_you_mean
+from cl_softcot.machine import hub
 from cl_softcot.models.language_model import LanguageModel
 from cl_softcot.models.loading import gguf_options, located, told
 from cl_softcot.models.own_weights import OwnWeights
@@ -71,8 +71,8 @@ def architecture(path: str, *, revision: str | None = None, trust_remote_code: b
     known = _SAME_SHAPE.get(path, path)
     if known in shapes:
         return AutoConfig.for_model(**shapes[known])
-    problem = "offline"
-    if not os.environ.get("HF_HUB_OFFLINE"):
+    problem = "the hub cannot be reached"
+    if hub.reachable():
         try:
             return _read(path, **options).get_text_config(decoder=True)
         except (OSError, ValueError) as error:

@@ -8,7 +8,9 @@ Columns are shared, positions are each row's own::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ _COPY = 1.0
 FEW, WAITING = 1 / 4, 1 / 2
 # Measured with the embedded models: where a batch of fewer rows, or with less padding, costs more than it saves.
 _WORTH_A_BATCH, _PADDED = 32, 1.1
+_TELL = 4  # tokens between two words to whoever watches
 
 # Every row brings a draft: the text that a method which has learned its task would write (its target). If the first token is the
 # draft's, the draft is read in one call, and all tokens up to the first that the model would not have written are its answer's;
@@ -64,6 +67,20 @@ class Generation:
     end_id: int | None = None
     states_TD: Tensor | None = field(default=None, compare=False, repr=False)
     draft_states_TD: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+Watch = Callable[[int, float], None]  # answers that are whole, and how much is written, in answers, the begun ones in part
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """``watch`` is told now and then how far a call of ``generate`` inside is, counted from its own beginning."""
+    before = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(before)
 
 
 @torch.no_grad()
@@ -179,6 +196,7 @@ class _Writer:
         self.written_N = torch.ones(len(encoded), dtype=torch.long, device=device)
         self.passes = [0] * len(encoded)  # calls of the backbone before the first token
         self.waiting: list[_Writing] = []
+        self.watch, self.ended, self.steps = _watch.get(), torch.zeros(len(encoded), dtype=torch.bool, device=device), 0
         self.keeps = states and self.drafts
         self.states: list[_Places] = []
         self.draft_states: list[_Places] = []
@@ -240,6 +258,8 @@ class _Writer:
             running_B = ~_is_one_of(last_B, self.parts.backbone.text.end_ids) & (self.written_N[rows_B] < self.max_new_tokens)
             left = int(running_B.sum())
             idle += len(rows_B) - left
+            if self.watch is not None:
+                self._tell(self.watch, rows_B[~running_B], ended=left == 0)
             # Once as much time has gone into rows that had ended as dropping them takes: at most twice the best choice's costs.
             if left <= few or idle >= _COPY * left:
                 if left == 0:
@@ -259,6 +279,14 @@ class _Writer:
             if self.keeps:
                 self.states.append((rows_B[running_B], places_B[running_B], state.hidden_BD[running_B]))
             self.written_N[rows_B] += running_B.long()
+
+    def _tell(self, watch: Watch, ended_B: Tensor, *, ended: bool) -> None:
+        """What is begun counts as if it went on to the limit, so that the number never falls."""
+        self.ended[ended_B] = True
+        self.steps += 1
+        if ended or self.steps % _TELL == 1:
+            n = int(self.ended.sum())
+            watch(n, n + float((self.written_N[~self.ended] - 1).sum()) / self.max_new_tokens)
 
     def _choose(self, logits_NV: Tensor, rows_N: Tensor, places: Tensor | int) -> Tensor:
         return _choose(logits_NV, None if self.sample_NT is None else self.sample_NT[rows_N, places])

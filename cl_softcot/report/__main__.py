@@ -95,7 +95,7 @@ def _send(page: Path, studies: list[Any]) -> None:
         return
     from cl_softcot.report.sending import send
 
-    told = send(page, [study.name for study in studies], tracking.get("experiment") or studies[0].name)
+    told = send(page, [study.title for study in studies], studies[0].experiment, tracking.get("experiment"))
     if told:
         print(printable(told), file=sys.stderr)
 

@@ -64,7 +64,7 @@ def build(
         across = [_beside(studies, say), capability(studies)]
         parts.insert(0, Part("", [section for section in across if section]))
     place = Path(output) if output else default_place(folders[0])
-    title = "What is forgotten: " + ", ".join(study.name for study in studies)
+    title = "What is forgotten: " + ", ".join(study.title for study in studies)
     page = write(parts, title, about(studies, place, chosen_by), place)
     for study in studies:
         if kept.read(study.folder):

@@ -56,6 +56,16 @@ class Study:
     control: str = ""
     bootstrap: int = 2000
 
+    @property
+    def experiment(self) -> str:
+        """The experiment's own name, wherever its folder was moved; that of the folder where nothing tells it."""
+        return str(self.config.get("name") or self.record.get("name") or self.name)
+
+    @property
+    def title(self) -> str:
+        """The experiment's name, with the folder's where that is another."""
+        return self.name if self.experiment == self.name.rsplit("/", 1)[-1] else f"{self.experiment} ({self.name})"
+
     @cached_property
     def by_method(self) -> dict[str, list[Result]]:
         """Comparable runs of each method, in the one order that all tables and figures have."""

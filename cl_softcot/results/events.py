@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,13 @@ from cl_softcot.results.record import Accuracy, RetentionRow, Rows, RunRecord, w
 GROUPS = ("all", "same_family", "unrelated")
 # What is shown of the summary in the reading that is not the headline.
 OF_BOTH_READINGS = ("acc", "learning_accuracy", "bwt/gem", "unanswered/base", "unanswered/final")
+# The columns of the table of runs: what the terminal's table has, by the names that trackers show.
+HEADLINE = (
+    "final/learning_accuracy", "final/acc", "final/bwt gem", "final/forgetting chaudhry", "final/retention as used",
+    "final/drift as used",
+)  # fmt: skip
+_DIRECTIONS = ("forward_kl/", "reverse_kl/")  # not the numbers of tokens that they are means over
+_GIVEN = ("trained_parameters_per_copy", "optimiser_steps", "examples_per_task")
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")  # MLflow's words
 
 
@@ -157,6 +165,7 @@ def run_tags(
     strategy: str | None = None,
     per_task: str | None = None,
     mlflow_experiment: str | None = None,
+    folder: Path | None = None,
 ) -> dict[str, str]:
     """The tags that tie the flat runs of an experiment together, and give a method its colour in charts.
 
@@ -165,9 +174,12 @@ def run_tags(
         identity: from `run_identity`.
         color: `#rrggbb`, from `results.colors.palette`.
         mlflow_experiment: the name to file the runs under, if it is not the experiment's own.
+        folder: of the experiment's results: part of the run's name where it is called otherwise than the experiment.
     """
     sequence = " > ".join(tasks)
     name = f"{method} · seed {seed}" if order == "given" else f"{method} · {order} · seed {seed}"
+    place = _called(folder) if folder else experiment
+    name += f" · {place}" if place != experiment else ""
     tags = {
         "experiment": experiment,
         "sequence": sequence,
@@ -185,6 +197,12 @@ def run_tags(
         "mlflow.note.content": f"**{method}** learns {sequence}, seed {seed}.",
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def _called(folder: Path) -> str:
+    """A folder's name; with its parent's where it is only a number, as those of a sweep's trials are."""
+    folder = Path(os.path.abspath(folder))
+    return f"{folder.parent.name} {folder.name}" if folder.name.isdigit() else folder.name
 
 
 def row_metrics(result: Rows, row: int) -> dict[str, float]:
@@ -205,7 +223,7 @@ def row_metrics(result: Rows, row: int) -> dict[str, float]:
     for view, prefix in (("as_used", "drift/"), ("weights_alone", "weights alone/drift ")):
         values = result.drift_row(view, row)
         # Names with a second slash would open a section for every direction.
-        metrics.update((prefix + key.replace("/", " "), value) for key, value in values.items() if "kl/" in key)
+        metrics.update((prefix + key.replace("/", " "), value) for key, value in values.items() if key.startswith(_DIRECTIONS))
     return {key: value for key, value in metrics.items() if value is not None}
 
 
@@ -248,7 +266,13 @@ def final_metrics(result: RunRecord) -> dict[str, float]:
         if value is not None:
             metrics[f"final/{name}"] = value
     costs = result.cost.as_dict()
-    return metrics | {f"resources/{key}": value for key, value in costs.items() if _is_number(value)}
+    return metrics | {f"resources/{key}": v for key, v in costs.items() if _is_number(v) and key not in _GIVEN}
+
+
+def final_params(result: RunRecord) -> dict[str, Any]:
+    """Numbers of a finished run that its settings fix, and that no chart is worth."""
+    costs = result.cost.as_dict()
+    return {f"cost.{key}": costs[key] for key in _GIVEN if costs.get(key) is not None}
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

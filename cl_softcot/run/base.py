@@ -29,7 +29,10 @@ def measure_base(config: Experiment, shared: Path, report: Tell) -> dict[str, st
 
 
 def _measure_base(config: Experiment, shared: Path, report: Tell) -> dict[str, str]:
+    say = lambda phase, **more: report({"phase": phase, "aside": True, **more})  # noqa: E731
+    say("loading the models")
     backbone, assistant = load_models(config)
+    say("checking every example")
     families = retention_tasks(config, backbone)
     processes.from_main(lambda: check_examples(config, backbone, assistant, families, DATA_SEED))
     evaluator = make_evaluator(config, [task.make() for task in config.tasks])
@@ -38,5 +41,7 @@ def _measure_base(config: Experiment, shared: Path, report: Tell) -> dict[str, s
         report({"run": "", "text": f"task {name}: {line}"})
     if not evaluator.has_measured_base(shared):
         report({"text": "answering everything as the base does, once for all methods"})
-        evaluator.measure_base(shared)
+        evaluator.measure_base(
+            shared, lambda name, done, total, part: say(f"answering {name}", done=done, total=total, fraction=part)
+        )
     return about

@@ -95,7 +95,8 @@ class Diagnosing:
             raise too_late(i, path)
         if step is None:
             self.progress.refuse_late(i, path)
-        self.say(f"measuring {name}", self.progress.fraction(i if step is None else i - 1, step or 0))
+        done = self.progress.while_measuring(i, 1.0) if step is None else self.progress.while_learning(i - 1, step)
+        self.say(f"measuring {name}", done)
         started = working_seconds()
         numbers, before = measure()
         kept = {"numbers": jsonable(numbers), "seconds": working_seconds() - started + before}

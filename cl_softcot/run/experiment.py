@@ -187,6 +187,7 @@ class Orchestration:
                     strategy=method.strategy.name,
                     per_task=method.per_task.routing if method.per_task else None,
                     mlflow_experiment=self.config.tracking.experiment,
+                    folder=self.folder,
                 )
                 | self.tags
             )

@@ -9,13 +9,15 @@ and the numbers are those of a run that was never interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cl_softcot.answering.build import build
+from cl_softcot.answering.counting import Counting
 from cl_softcot.answering.evaluate import Evaluator
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.config.plan import OnRow, RunSpec, Tell
@@ -36,6 +38,8 @@ from cl_softcot.run.diagnosing import Diagnosing
 from cl_softcot.run.progress import Progress
 from cl_softcot.run.recording import partial_record, run_record
 from cl_softcot.tasks.base import Example
+
+SILENCE = 1.0  # seconds after which a step is told, though it is not the fifth
 
 
 def run_one(
@@ -134,6 +138,7 @@ class _Run:
         self._measure(0, 0.0, None)
         for turn in strategy.plan(stream):
             if turn.index >= progress.done:
+                self._say_learning(turn.name, turn.index, progress.step if progress.inside else 0, train.steps)
                 if not progress.inside:
                     self._begin_anew()
                 progress.inside = False
@@ -173,15 +178,18 @@ class _Run:
             router.fit(turn.name, turn.examples)
 
     def _on_step(self, step: Mapping[str, Any]) -> None:
-        if step["step"] % 5 == 0 or step["step"] == step["steps"]:
-            fraction = self.progress.fraction(step["turn"], step["step"])
-            self.report({"phase": f"learning {step['task']}", "done": step["step"], "total": step["steps"], "fraction": fraction})
+        if step["step"] % 5 == 0 or step["step"] == step["steps"] or time.monotonic() - self._spoke > SILENCE:
+            self._say_learning(step["task"], step["turn"], step["step"], step["steps"])
         if step["step"] < step["steps"]:
             self.diagnosing.inside(step["turn"] + 1, step["step"], step["steps"])
         hand_on((*self._place, step["turn"], step["step"]))
 
-    def _say(self, phase: str, fraction: float) -> None:
-        self.report({"phase": phase, "fraction": fraction})
+    def _say_learning(self, task: str, turn: int, step: int, steps: int) -> None:
+        self._say(f"learning {task}", self.progress.while_learning(turn, step), done=step, total=steps)
+
+    def _say(self, phase: str, fraction: float, **more: int) -> None:
+        self._spoke = time.monotonic()
+        self.report({"phase": phase, "fraction": fraction, **more})
 
     # ----------------------------------------------------------------------------------------------------- measuring
 
@@ -195,8 +203,9 @@ class _Run:
         else:
             self.progress.refuse_late(i, path)
             after = f"after {turn.name}" if turn is not None else "before learning"
-            self._say(f"measuring {after}", self.progress.fraction(i, 0))
-            row = self._row(i) | {"train_seconds": train_seconds, "assistant_seconds": self._seconds_of_the_assistant()}
+            with self._counted(i, f"measuring {after}"):
+                measured = self._row(i)
+            row = measured | {"train_seconds": train_seconds, "assistant_seconds": self._seconds_of_the_assistant()}
             processes.from_main(lambda: self.checksums.write_json(path, row))
         self.rows.append(row)
         self.diagnosing.after(i)
@@ -211,6 +220,18 @@ class _Run:
         for path in changed:
             self.progress.tell_changed(path)
         return None if changed else read_json(folder.row(i))
+
+    @contextmanager
+    def _counted(self, i: int, phase: str) -> Iterator[None]:
+        """Tells what is measured now and how much of it is answered."""
+        probes = (*self.evaluator.tasks, *self.evaluator.families)
+
+        def tell(name: str, done: int, total: int, part: float) -> None:
+            self._say(name, self.progress.while_measuring(i, part), done=done, total=total)
+
+        self._say(phase, self.progress.while_measuring(i))
+        with Counting(sum(len(probe.examples) for probe in probes), tell).all_of(phase):
+            yield
 
     def _row(self, i: int) -> dict[str, Any]:
         subject = self.subject.after(i)

@@ -25,7 +25,7 @@ class Progress:
     Attributes:
         turns: what each learned turn took: seconds, steps, losses.
         done: turns that a checkpoint said are learned, when this start began.
-        inside: the checkpoint was made inside a turn, which has not gone on yet.
+        inside: the checkpoint was made inside a turn, which has not gone on yet; step: after how many of its steps.
         sizes: numbers of processes that worked on this run, one after the other.
     """
 
@@ -34,6 +34,7 @@ class Progress:
         self.turns: list[dict[str, Any]] = []
         self.done = 0
         self.inside = False
+        self.step = 0
         self.sizes = [processes.size()]
 
     def learned(self, turn: TurnReport) -> None:
@@ -73,6 +74,7 @@ class Progress:
             _load_router(self.subject.router, _under(tensors, "router/"), state["kept"])
         learner.load_state_dict({"tensors": tensors, "state": state["learner"]}, stream)
         self.inside = state["learner"]["turn"] is not None
+        self.step = state["learner"]["turn"]["step"] if self.inside else 0
         self.turns, self.done = state["turns"], state["turns_done"]
 
     def _tell_other_size(self, state: Mapping[str, Any]) -> None:
@@ -99,13 +101,17 @@ class Progress:
         """A file of an earlier start is not as that wrote it, and is not used."""
         self.report({"text": f"{path} was changed after it was written: measured again, where that is still possible"})
 
-    def fraction(self, row: int, step: int) -> float:
-        """How far the run is, 0 to 1: rows count as much as half a turn."""
-        turns, steps = len(self.subject.tasks), max(self.subject.train.steps, 1)
-        learned = min(row, turns) if step == 0 else row + step / steps
-        if self.subject.strategy.together and row:
-            learned = turns
-        return (learned + 0.5 * row) / (1.5 * turns + 0.5)
+    def while_learning(self, turn: int, step: int) -> float:
+        """How far the run is, 0 to 1: a row counts as much as half a turn."""
+        return self._of_all(turn + step / max(self.subject.train.steps, 1), turn + 1)
+
+    def while_measuring(self, row: int, part: float = 0.0) -> float:
+        """The same while a row is measured, ``part`` of which is done."""
+        turns = len(self.subject.tasks)
+        return self._of_all(turns if self.subject.strategy.together and row else min(row, turns), row + part)
+
+    def _of_all(self, turns: float, rows: float) -> float:
+        return (turns + 0.5 * rows) / (1.5 * len(self.subject.tasks) + 0.5)
 
 
 def too_late(row: int, path: Path) -> UserError:

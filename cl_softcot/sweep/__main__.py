@@ -131,18 +131,22 @@ def _dry_run(sweep: SweepConfig, args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     from cl_softcot.sweep.folder import find
-    from cl_softcot.sweep.status import is_done, standing
+    from cl_softcot.sweep.status import is_done, is_finished, standing
 
     sweep = existing(args.sweep)
     searches = find(sweep)
     while True:
         print(printable(standing(searches)), flush=True)
-        _tell_jobs(sweep)
         done = all(is_done(search, search.records()) for search in searches)
+        if not done:
+            _tell_jobs(sweep)
         if done or not args.watch:
             break
         time.sleep(5)
-    if done:
+    page = sweep.folder / "report.html"
+    if done and page.exists() and all(is_finished(search, search.records()) for search in searches):
+        print(f"the sweep is over; its report: {page}")
+    elif done:
         print(f"done; the winner's test and the report: python -m cl_softcot.sweep finish {sweep.folder}")
     return 0
 

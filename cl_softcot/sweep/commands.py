@@ -43,7 +43,7 @@ def describe(sweep: SweepConfig, plans: list[Any]) -> str:
     )
     together = max(map(at_once, plans))
     lines = [
-        f"sweep {sweep.name}: {goals}; {wanted}"
+        f"{sweep.title}: {goals}; {wanted}"
         + (f" for each of {len(plans)} methods" if len(plans) > 1 else "")
         + f", {len(sweep.seeds)} seed{'s' if len(sweep.seeds) > 1 else ''} each",
         f"  chosen on validation data of {sweep.select_on}{seen}; tested once, at the end",

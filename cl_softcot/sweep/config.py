@@ -56,7 +56,7 @@ class SelectOn(_Strict):
 
     def __str__(self) -> str:
         if self.first_tasks:
-            return f"the first {self.first_tasks} tasks"
+            return "the first task" if self.first_tasks == 1 else f"the first {self.first_tasks} tasks"
         return f"another sequence ({self.other_sequence})" if self.other_sequence else "the whole stream"
 
 
@@ -232,6 +232,11 @@ class SweepConfig(_Strict):
         return self
 
     @property
+    def title(self) -> str:
+        """What it is called where a reader has to learn that it is a sweep."""
+        return self.name if self.name.lower().startswith("sweep") else f"sweep {self.name}"
+
+    @property
     def folder(self) -> Path:
         return Path(self.output_dir)
 
@@ -270,7 +275,7 @@ class SearchPlan:
 
     def _fixed(self, more: Mapping[str, Any]) -> list[str]:
         only = {"methods_only": [self.method]} if self.method else {}
-        settings = {**only, "tracking.experiment": f"sweep {self.sweep.name}", **self.sweep.set, **more}
+        settings = {**only, "tracking.experiment": self.sweep.title, **self.sweep.set, **more}
         return [as_override(self._named(key), value) for key, value in {**settings, "seeds": self.sweep.seeds}.items()]
 
     @property

@@ -37,7 +37,7 @@ def write_report(sweep: SweepConfig, searches: Sequence[Search], *, send: bool =
     found = {search.plan.study_name: search.records() for search in searches}
     sections = [_section(search, found[search.plan.study_name]) for search in searches]
     body = "\n".join([_head(sweep, searches, found), *sections, _how_to_look(sweep)])
-    title = _escape(f"sweep {sweep.name}")
+    title = _escape(sweep.title)
     start = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     page = f"{start}<body>{body}</body></html>\n"
     path = sweep.folder / "report.html"
@@ -58,7 +58,10 @@ def _head(sweep: SweepConfig, searches: Sequence[Search], found: dict[str, list[
         if sweep.select_on.saw_the_future
         else f"The tuner did not see the whole stream: settings were chosen on {_escape(str(sweep.select_on))}."
     )
-    lines = [f"<h1>Sweep {_escape(sweep.name)}</h1>", f"<p>{goals}" + (f"; within {bounds}" if bounds else "") + ".</p>"]
+    lines = [
+        f"<h1>{_escape(sweep.title[0].upper() + sweep.title[1:])}</h1>",
+        f"<p>{goals}" + (f"; within {bounds}" if bounds else "") + ".</p>",
+    ]
     lines.append(
         f"<p>{future} Trials are judged on validation data, means over seeds {', '.join(map(str, sweep.seeds))}; the winner's "
         "score on test data was computed once, at the end.</p>"
@@ -363,7 +366,7 @@ def _send(sweep: SweepConfig, searches: Sequence[Search], found: dict[str, list[
                 "sweep_role": "report",
                 "experiment": sweep.name,
                 "cl_softcot.mlflow_experiment": config.tracking.experiment,
-                "mlflow.runName": f"sweep {sweep.name}",
+                "mlflow.runName": sweep.title,
                 "mlflow.source.name": "cl_softcot",
             }
         )

@@ -181,6 +181,10 @@ class Search:
             return False
         return counts.complete + counts.open < self.plan.sweep.trials and counts.total < self.plan.sweep.most
 
+    def has_lost(self, record: Record) -> bool:
+        """Whether the worker of a running trial is known to be gone."""
+        return self._watch.is_dead(record.last)
+
     def _queue_interrupted(self) -> None:
         """Ends the attempts of dead workers, and queues every interrupted trial once more."""
         import optuna

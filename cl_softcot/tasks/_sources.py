@@ -11,21 +11,17 @@ import hashlib
 import io
 import json
 import re
-import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from pydantic import Field
 
 from cl_softcot.errors import UserError, did_you_mean
 from cl_softcot.files import read_bytes, unpacked
+from cl_softcot.machine.hub import fetched
 from cl_softcot.tasks._tables import MAX_DATA_BYTES, DataRow, DataRows
 from cl_softcot.tasks.base import Split, TaskSettings
 
@@ -255,7 +251,7 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None = No
         raise UserError(f"{hub!r} is no data set of the hub, but a kind of file", fix=fix)
     place = f"{hub}{f'/{config}' if config else ''} ({split})"
     try:
-        with _told_when_offline(hub):
+        with fetched(hub):
             table = datasets.load_dataset(hub, config, split=split, revision=revision)
     except Exception as error:  # the hub's libraries raise their own kinds, OSError, ValueError and those of three web clients
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -328,43 +324,6 @@ def hub_records(hub: str, config: str | None, split: str, revision: str | None =
     place = f"{hub}{f'/{config}' if config else ''} ({split})"
     found = [DataRow(row.fields, number, row.where, number) for number, row in enumerate(rows, 1)]
     return DataRows(found, columns=list(rows[0].fields) if rows else None, head=place)
-
-
-@contextmanager
-def _told_when_offline(hub: str) -> Iterator[None]:
-    """Where nothing answers at the hub its libraries are told so, or they ask again and again for half a minute. What was loaded
-    before is still found."""
-    import datasets
-    from huggingface_hub import constants
-
-    config = getattr(datasets, "config", None)
-    if config is None or config.HF_HUB_OFFLINE or Path(hub).exists() or _answers(constants.ENDPOINT):
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = False, before
-
-
-def _answers(address: str, seconds: float = 5.0) -> bool:
-    """Whether somebody takes a connection at an address; taken for granted where it would go through a proxy."""
-    place = urlsplit(address)
-    if place.scheme in getproxies() or not place.hostname:
-        return True
-    port = place.port or (80 if place.scheme == "http" else 443)
-    found: list[bool] = []
-
-    def ask() -> None:
-        with suppress(OSError), socket.create_connection((place.hostname, port), timeout=seconds / 2):
-            found.append(True)
-
-    asking = threading.Thread(target=ask, daemon=True)  # looking a name up has no time limit of its own
-    asking.start()
-    asking.join(seconds)
-    return bool(found)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -63,7 +63,9 @@ class ProgressDisplay:
     `phase` names what the run does now ("learning facts"), `done` of `total` how far that is, and `fraction`
     (0 to 1) how far the whole run is, from which the time left is told. The phases "finished", "failed" (with
     the reason as `text`), "stopped" and "kept" (done by an earlier start) end a run. A `text` without a phase is
-    printed.
+    printed. `aside` marks work that is no run, and is done before them: it has a time left of its own.
+
+    The time left is told anew with everything that is new, and runs down in between.
 
     Use it as a context manager in the parent process; `listen(queue)` reads messages in a thread. `quiet` shows nothing.
     """
@@ -73,6 +75,10 @@ class ProgressDisplay:
         self.fancy = self.console.is_terminal and not self.console.is_dumb_terminal
         self._fractions: dict[str, float] = dict.fromkeys(runs, 0.0)
         self._phases: dict[str, str] = {}
+        self._told: dict[str, str] = {}  # how far a phase is, in words
+        self._aside: str | None = None
+        self._left = _TimeLeft()  # of the runs
+        self._left_aside = _TimeLeft()
         self._bars: dict[str, TaskID] = {}
         self._kept: set[str] = set()
         self._failed: set[str] = set()
@@ -94,15 +100,14 @@ class ProgressDisplay:
             BarColumn(bar_width=8 if narrow else 24),
             TextColumn("{task.fields[count]}", justify="right", table_column=_column(min_width=7)),
             *([] if narrow else [TimeElapsedColumn(table_column=_column(min_width=7))]),
-            TimeRemainingColumn(compact=True, table_column=_column(min_width=5)),
-            TextColumn("left", style="dim", table_column=_column()),
+            TextColumn("{task.fields[left]}", justify="right", table_column=_column(min_width=14)),
             console=self.console,
             expand=True,
             transient=True,
-            speed_estimate_period=3600,  # the speed of a whole run, not of its last half minute
+            get_time=time.monotonic,
         )
         total = max(len(self._fractions), 1)
-        return progress, progress.add_task("[bold]all runs", total=total, count=f"0/{len(self._fractions)}")
+        return progress, progress.add_task("[bold]all runs", total=total, count=f"0/{len(self._fractions)}", left="")
 
     def __enter__(self) -> ProgressDisplay:
         self._started = self._spoke = time.monotonic()
@@ -150,13 +155,19 @@ class ProgressDisplay:
                 if message.get("text"):
                     self.say(f"{run}: {message['text']}" if run else str(message["text"]))
                 return
-            self._fractions.setdefault(run, 0.0)
+            if message.get("aside"):
+                self._aside = run
+                self._left_aside.known(float(message.get("fraction") or 0.0))
+            else:
+                self._end_aside()
+                self._fractions.setdefault(run, 0.0)
             if phase in ENDINGS:
                 self._end(run, phase, message.get("text"))
             else:
                 fraction = message.get("fraction")
-                if fraction is not None:
+                if fraction is not None and run in self._fractions:
                     self._fractions[run] = max(self._fractions[run], min(float(fraction), 1.0))
+                self._know()
                 (self._update_bar if self._progress else self._update_line)(run, str(phase), message)
             self._update_overall()
 
@@ -164,9 +175,27 @@ class ProgressDisplay:
         """A sign of life now and then where there are no bars."""
         with self._lock:
             now = time.monotonic()
+            if self._progress:
+                self._show_left()
             if self._progress or now - self._spoke < PLAIN_PULSE or not self._phases:
                 return
-            self._line(f"{self._counts()}{self._time_left()}; " + "; ".join(f"{r}: {p}" for r, p in self._phases.items()))
+            doing = "; ".join(f"{run}: {phase}{self._told.get(run, '')}" for run, phase in self._phases.items())
+            self._line(f"{doing}{self._time_left()}" if self._aside else f"{self._counts()}{self._time_left()}; {doing}")
+
+    def _end_aside(self) -> None:
+        """The first word of a run: what was to be done before them is over."""
+        if self._aside is None:
+            return
+        self._phases.pop(self._aside, None)
+        if self._progress and self._aside in self._bars:
+            self._progress.remove_task(self._bars.pop(self._aside))
+        self._aside = None
+
+    def _know(self) -> None:
+        """Runs kept from an earlier start took no time now; counting them would promise too early an end."""
+        active = [fraction for run, fraction in self._fractions.items() if run not in self._kept]
+        if active and not self._aside:
+            self._left.known(sum(active) / len(active))
 
     def _end(self, run: str, phase: str, text: str | None) -> None:
         self._fractions[run] = 1.0
@@ -175,6 +204,7 @@ class ProgressDisplay:
             self._kept.add(run)
         if phase == "failed":
             self._failed.add(run)
+        self._know()
         if self._progress and run in self._bars:
             self._progress.remove_task(self._bars.pop(run))
         if phase == "failed":
@@ -188,27 +218,37 @@ class ProgressDisplay:
         total, done = message.get("total"), message.get("done") or 0
         description = f"{escape(visible(run)):<{min(self._name_width, 30)}} [dim]{escape(visible(phase))}[/]"
         if run not in self._bars:
-            self._bars[run] = self._progress.add_task(description, total=total, count="")
+            self._bars[run] = self._progress.add_task(description, total=total, count="", left="")
         elif self._phases.get(run) != phase:
-            self._progress.reset(self._bars[run], total=total)  # or the time left would mix two phases
+            self._progress.reset(self._bars[run], total=total)  # it begins anew
         self._phases[run] = phase
         count = f"{done:g}/{total:g}" if total else ""
         self._progress.update(self._bars[run], description=description, total=total, completed=done, count=count)
 
     def _update_line(self, run: str, phase: str, message: Mapping[str, Any]) -> None:
+        total, done = message.get("total"), message.get("done") or 0
+        self._told[run] = f", {done:g} of {total:g}" if total else ""
         if self._phases.get(run) != phase:
             self._phases[run] = phase
-            text = message.get("text")
-            self._line(f"{run}: {phase}{f', {text}' if text else ''}")
+            text, left = message.get("text"), self._time_left() if self._aside else ""
+            self._line(f"{run}: {phase}{self._told[run] if done else ''}{f', {text}' if text else ''}{left}")
         else:
             self.pulse()
 
     def _update_overall(self) -> None:
         if self._progress and self._overall is not None:
-            # Runs kept from an earlier start took no time now; counting them would promise too early an end.
             total = len(self._fractions) - len(self._kept)
             done = sum(f for run, f in self._fractions.items() if run not in self._kept)
             self._progress.update(self._overall, total=max(total, 1e-9), completed=done, count=self._counts(short=True))
+            self._show_left()
+
+    def _show_left(self) -> None:
+        """Of all runs in their line; of what is done before them in its own."""
+        assert self._progress is not None, "without bars there are lines"
+        left = self._time_left().removeprefix(", about ")
+        shown = self._bars.get(self._aside) if self._aside else self._overall
+        if shown is not None:
+            self._progress.update(shown, left=left)
 
     def _counts(self, short: bool = False) -> str:
         done = sum(1 for f in self._fractions.values() if f >= 1) - len(self._failed)
@@ -216,15 +256,34 @@ class ProgressDisplay:
         return f"{done}/{len(self._fractions)}" + ("" if short else f" runs done{failed}")
 
     def _time_left(self) -> str:
-        active = [f for run, f in self._fractions.items() if run not in self._kept]
-        done, elapsed = sum(active), time.monotonic() - self._started
-        if not active or done <= 0 or done >= len(active):
-            return ""
-        return f", about {_duration(elapsed * (len(active) - done) / done)} left"
+        left = (self._left_aside if self._aside else self._left).seconds()
+        return "" if left is None else f", about {_duration(left)} left"
 
     def _line(self, text: str) -> None:
         self._spoke = time.monotonic()
         self.say(f"[{_duration(self._spoke - self._started):>7}] {text}")
+
+
+class _TimeLeft:
+    """The time that work still takes, if it goes on as fast as so far. While nothing new is known it runs down."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, float] | None = None  # when, and what was done already
+        self._done, self._end = 0.0, 0.0
+
+    def known(self, done: float) -> None:
+        """``done``: the share that is done now, 0 to 1; what is no more than before is nothing new."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._done = (now, done), done
+        elif done > self._done:
+            began, before = self._began
+            self._done, self._end = done, now + (now - began) * (1 - done) / (done - before)
+
+    def seconds(self) -> float | None:
+        """None where nothing is known, all is done, or it takes longer than was thought."""
+        left = self._end - time.monotonic()
+        return left if 0 < self._done < 1 and left > 0 else None
 
 
 def _column(**kwargs: Any) -> Column:

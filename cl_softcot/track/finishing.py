@@ -9,7 +9,7 @@ from cl_softcot.errors import UserError
 from cl_softcot.files import FolderLock
 from cl_softcot.results import kept
 from cl_softcot.results.checksums import Checksums
-from cl_softcot.results.events import EventLog, final_metrics, row_metrics
+from cl_softcot.results.events import EventLog, final_metrics, final_params, row_metrics
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.results.record import RunRecord
 from cl_softcot.track.predictions import TABLE_TAGS
@@ -23,6 +23,7 @@ def finish_log(log: EventLog, run: RunFolder, result: RunRecord, time_ms: int | 
     """
     for i in range(len(result.accuracy.matrix)):
         log.metrics(i, row_metrics(result, i), time_ms)
+    log.params(final_params(result))
     log.metrics(0, final_metrics(result), time_ms)  # MLflow draws a bar for a metric whose only step is 0
     if run.predictions_table.exists():
         log.tags(TABLE_TAGS)

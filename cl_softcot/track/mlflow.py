@@ -26,7 +26,7 @@ from urllib.parse import quote
 from cl_softcot.errors import UserError
 from cl_softcot.files import atomic_write_json, read_json, sha256_of
 from cl_softcot.results.checksums import Checksums
-from cl_softcot.results.events import read_events
+from cl_softcot.results.events import HEADLINE, read_events
 from cl_softcot.results.folder import RunFolder
 from cl_softcot.track.store import (
     SendingFailed,
@@ -46,12 +46,19 @@ from cl_softcot.track.store import (
 
 BATCH = 500  # MLflow takes 1000 metrics a call; half of that stays far below its limit of 1 MB
 # Views of an experiment's runs, kept in tags of the experiment, which a link can name (they are MLflow's own
-# "share" links). By itself MLflow shows ten runs, the newest first, and no seeds together.
+# "share" links). By itself MLflow shows ten runs, the newest first, no seeds together, and no numbers in its table.
 _VIEW_TAG = "mlflow.sharedViewState."
 RUNS_VIEW, METHODS_VIEW = "runs", "methods"
 _IN_ORDER = {"runsHiddenMode": "SHOW_ALL", "orderByKey": "attributes.start_time", "orderByAsc": True}
 _BY_METHOD = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in ("method", "order")]}
-_VIEWS = {RUNS_VIEW: _IN_ORDER, METHODS_VIEW: {**_IN_ORDER, "groupBy": _BY_METHOD}}
+_COLUMNS = {"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE]}
+_VIEWS: dict[str, dict[str, Any]] = {
+    RUNS_VIEW: {**_IN_ORDER, **_COLUMNS},
+    METHODS_VIEW: {**_IN_ORDER, **_COLUMNS, "groupBy": _BY_METHOD},
+    # One with a name is listed in the page's own menu.
+    "headline": {"name": "Headline numbers", "createdAt": 0, "updatedAt": 0, "state": json.dumps({**_IN_ORDER, **_COLUMNS})},
+}
+_EARLIER_VIEWS: dict[str, dict[str, Any]] = {RUNS_VIEW: _IN_ORDER, METHODS_VIEW: {**_IN_ORDER, "groupBy": _BY_METHOD}}
 _NOTE_MARK = "<!-- cl_softcot: replaced at the end of every run -->"
 
 
@@ -108,9 +115,11 @@ class _Sending:
     def __init__(self, folder: Path, uri: str, events: list[dict[str, Any]], experiment: str | None):
         self.folder, self.uri, self.events = folder, uri, events
         self.tags: dict[str, str] = {}
+        self.params: dict[str, str] = {}
         for event in events:
-            if event["kind"] == "tags":
-                self.tags.update(event["data"])
+            if event["kind"] in ("tags", "params"):
+                (self.tags if event["kind"] == "tags" else self.params).update(event["data"])
+        self.name = self.tags.get("mlflow.runName", folder.name)
         self.experiment = (
             experiment or self.tags.get("cl_softcot.mlflow_experiment") or self.tags.get("experiment") or "cl_softcot"
         )
@@ -129,6 +138,8 @@ class _Sending:
         experiment_id = retrying(self._experiment)
         existing = retrying(lambda: self._find_run(experiment_id))
         known: set[tuple[str, int, int]] = set()
+        if existing is not None and (existing.info.run_name or "").startswith(f"{self.name} "):
+            self.name = existing.info.run_name  # told apart from another when it was created
         if existing is None:
             self._start(experiment_id)
         elif self.position.get("run_id") != existing.info.run_id:
@@ -155,7 +166,8 @@ class _Sending:
                 f"restore -x {found.experiment_id}` or name another with tracking.experiment=NAME"
             )
         for name, state in _VIEWS.items():
-            if _VIEW_TAG + name not in found.tags:  # a view that a person has changed stays as it is
+            there = found.tags.get(_VIEW_TAG + name)
+            if there in (None, json.dumps(_EARLIER_VIEWS.get(name))):  # one that a person has changed stays as it is
                 self.client.set_experiment_tag(found.experiment_id, _VIEW_TAG + name, json.dumps(state))
         return found.experiment_id
 
@@ -169,7 +181,7 @@ class _Sending:
         """Its name is its key: where another was faster, or the answer was lost, it is there."""
         path = sqlite_path(self.uri)
         # Artifacts go beside the database; MLflow would put them where this process happens to run.
-        place = None if path is None else (path.parent / "mlruns" / quote(self.experiment, safe=" ")).as_uri()
+        place = None if path is None else (path.parent / "mlruns" / _folder_of(self.experiment)).as_uri()
         try:
             views = {_VIEW_TAG + name: json.dumps(state) for name, state in _VIEWS.items()}
             made = self.client.create_experiment(self.experiment, artifact_location=place, tags=views)
@@ -217,9 +229,10 @@ class _Sending:
 
     def _start(self, experiment_id: str) -> None:
         self._trash_earlier_starts(experiment_id)
-        tags = {**self.tags, "cl_softcot.log": self.log_id, "cl_softcot.folder": self._place()}
-        name = tags.get("mlflow.runName", self.folder.name)
-        create = partial(self.client.create_run, experiment_id, start_time=self.events[0]["time"], tags=tags, run_name=name)
+        self.name = self._told_apart(experiment_id)
+        own = {"mlflow.runName": self.name, "cl_softcot.log": self.log_id, "cl_softcot.folder": self._place()}
+        tags, begun = {**self.tags, **own}, self.events[0]["time"]
+        create = partial(self.client.create_run, experiment_id, start_time=begun, tags=tags, run_name=self.name)
         self.position.clear()
         self.position.update(experiment_id=experiment_id, run_id=self._created(experiment_id, create), events=0, artifacts={})
         self._save()
@@ -248,6 +261,22 @@ class _Sending:
             if tags.get("cl_softcot.folder") == self._place() and tags.get("cl_softcot.log") != self.log_id:
                 self.client.delete_run(run.info.run_id)  # kept in MLflow's trash, from which it can be restored
                 self.replaced += 1
+
+    def _told_apart(self, experiment_id: str) -> str:
+        """The run's name, with what differs from a run of other settings that has the same one."""
+        method = self.tags.get("method", "")
+        if not re.fullmatch(r"[\w.+-]+", method):
+            return self.name
+        found = self.client.search_runs([experiment_id], f"tags.method = '{method}'", max_results=1000)
+        taken = {run.info.run_name: run.data.params for run in found}
+        if self.name not in taken:
+            return self.name
+        other, own = taken[self.name], {_name(key): str(value) for key, value in self.params.items()}
+        keys = [key for key in own if own[key] != other.get(key) and not key.startswith(("versions.", "cost."))]
+        name = (
+            f"{self.name} · " + ", ".join(f"{key.removeprefix('train.')}={own[key]}" for key in keys[:3]) if keys else self.name
+        )
+        return next(n for n in (name[:200], *(f"{name[:200]} ({i})" for i in range(2, 10_000))) if n not in taken)
 
     def _place(self) -> str:
         return f"{socket.gethostname()}:{self.folder.resolve()}"
@@ -288,7 +317,8 @@ class _Sending:
                     part = params[i : i + 100]
                     retrying(partial(self.client.log_batch, self.run_id, params=part))
             elif kind == "tags":
-                tags = [RunTag(str(k), str(v)[:5000]) for k, v in data.items()]
+                named = {**data, "mlflow.runName": self.name} if "mlflow.runName" in data else data
+                tags = [RunTag(str(k), str(v)[:5000]) for k, v in named.items()]
                 retrying(partial(self.client.log_batch, self.run_id, tags=tags))
             elif kind == "status":
                 self._send_status(data, event["time"])
@@ -396,6 +426,15 @@ def _or_none(look: Callable[[], Any]) -> Any:
         return None
 
 
+def _folder_of(experiment: str) -> str:
+    """The name of a folder in ``mlruns`` for what an experiment is called, whatever that is: never a path."""
+    name = quote(experiment, safe=" ")
+    inside = name.strip(" .")
+    if inside == name and 0 < len(name) <= 120:
+        return name
+    return f"{inside[:80]}-{sha256_of(experiment.encode())[:12]}".lstrip("-")
+
+
 def _name(key: str) -> str:
     """A key that MLflow accepts: letters, digits and `_-. :/`, at most 250 of them."""
     return re.sub(r"[^\w\-. :/]", "_", key)[:250]
@@ -437,11 +476,12 @@ def chart_address(uri: str, experiment_id: str, view: str = RUNS_VIEW) -> str:
 def how_to_look(uri: str, experiment_id: str, view: str = RUNS_VIEW) -> str:
     """What a person does to see the charts: the command for a local store, and the address."""
     address = chart_address(uri, experiment_id, view)
+    table = f"\nTable: {address.replace('compareRunsMode=CHART&', '')}"
     if uri.startswith(("http://", "https://")):
-        return f"Charts: {address}"
+        return f"Charts: {address}{table}"
     try:
         is_default = "MLFLOW_TRACKING_URI" not in os.environ and store_key(default_uri()) == store_key(uri)
     except Exception:
         is_default = False
     command = "mlflow ui" if is_default else f"mlflow ui --backend-store-uri '{shown(uri)}'"
-    return f"Charts: run `{command}`{' here' if is_default else ''}, then open {address}"
+    return f"Charts: run `{command}`{' here' if is_default else ''}, then open {address}{table}"

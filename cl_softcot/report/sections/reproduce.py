@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from cl_softcot.report.content import Block, Listing, Section, Table, Text
@@ -28,12 +30,15 @@ def _commands(study: Study) -> list[str]:
     revisions = sorted({run.revision for run in study.runs if run.revision})
     if revisions:
         lines.append(f"git checkout {revisions[0].removesuffix('+dirty')}")
-    lines.append(
-        f"python -m cl_softcot.run {study.name}/config.yaml"
-        if study.config.get("tasks")
-        else "# the experiment's file is not in this folder"
-    )
-    return [*lines, f"python -m cl_softcot.report {study.name}"]
+    lines.append(_run_command(study) if study.config.get("tasks") else "# the experiment's file is not in this folder")
+    return [*lines, shlex.join(["python", "-m", "cl_softcot.report", str(study.folder)])]
+
+
+def _run_command(study: Study) -> str:
+    """It goes on with the study's own runs, also where their folder was moved; kept ones it makes again elsewhere."""
+    words, place = ["python", "-m", "cl_softcot.run", str(study.folder / "config.yaml")], study.config.get("output_dir")
+    moved = place and not kept.read(study.folder) and Path(place).resolve() != study.folder.resolve()
+    return shlex.join([*words, f"output_dir={study.folder}"] if moved else words)
 
 
 def _versions(study: Study) -> Table:
