@@ -101,6 +101,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    from cl_softcot.commands import guarded
-
-    sys.exit(guarded(_main))
+    sys.exit(_main())
