@@ -165,6 +165,8 @@ class Task(ABC):
             return verdict
         words = Words(example.answer)
         extracted = words.flexible(text)
+        if extracted is not None and verdict.extracted is not None and Words(extracted).same(verdict.extracted):
+            return verdict
         return Verdict("unanswered" if extracted is None else "right" if words.same(extracted) else "wrong", extracted)
 
 

@@ -12,7 +12,7 @@ _RESULT = re.compile(r"=|\bis\b|\bevaluates\s+to\b")
 # "No" in front of what there is none of. It answers a question where one of these words follows, or no word at all.
 _NONE_OF = re.compile(
     r"\bno\s+(?!(?:because|since|as|it|its|they|he|she|we|you|i|there|this|that|these|those|the|a|an|not|and|or|but|so|if|is|are"
-    r"|was|were|does|do|did|can|could|cannot|would|will|should|in|on|for|by|to|when|while|however|unless|although|though)\b)"
+    r"|was|were|yes|no|true|false|does|do|did|can|could|cannot|would|will|should|in|on|for|by|to|when|while|however|unless|although|though)\b)"
     r"(?=[^\W\d])"
 )
 _UNSURE = re.compile(r"\b(?:if|whether)\b[^,.;]*")
@@ -48,8 +48,11 @@ def choices_in(place: str, yes: str, no: str) -> set[str]:
     said = words[found[0][0]]
     if len(found) > 1 and re.fullmatch(r"\s*(?:or|and|/|\|)\s*", place[found[0].end() : found[1].start()]):
         return {said, words[found[1][0]]}
-    negated = re.search(r"(?:\bnot|n't)[\s(]+(?:\w+\s+)?$", place[: found[0].start()])
-    return {({yes: no, no: yes}[said]) if negated and found[0][0] not in ("yes", "no") else said}
+    if not opens_with_answer(place, yes, no) and {"yes", "no"} <= {match[0] for match in found}:
+        return {yes, no}  # "sometimes yes, sometimes no"
+    if not re.search(r"(?:\bnot|\bcannot|n't)[\s(]+(?:\w+\s+)?$", place[: found[0].start()]):
+        return {said}
+    return set() if found[0][0] in ("yes", "no") else {{yes: no, no: yes}[said]}
 
 
 def opens_with_answer(place: str, yes: str, no: str) -> bool:
@@ -59,7 +62,10 @@ def opens_with_answer(place: str, yes: str, no: str) -> bool:
     if not opens:
         return False
     behind = place[opens.end() :]
-    if re.match(r"\s*(?:or|and|/|\|)\s*(?:not\s+)?\W*(?:" + "|".join(map(re.escape, words_of(yes, no))) + r")\b", behind):
+    if re.match(
+        r"\s*(?:or\b|and\b|/|\||(?=yes\b|no\b))\s*(?:not\s+)?\W*(?:" + "|".join(map(re.escape, words_of(yes, no))) + r")\b",
+        behind,
+    ):
         return False
     return opens[0] in ("yes", "no") or bool(re.match(r"[\"')\]]*\s*(?:[,.;:!?(\n]|-\s|$)", behind))
 

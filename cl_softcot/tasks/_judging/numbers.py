@@ -45,6 +45,10 @@ _CHANGES = re.compile(
     r"|\s*\\(?:sqrt|pi|pm|ln|log|sin|cos|tan|theta|alpha)(?![A-Za-z])|\s+and\s+(?:a\s+|one\s+|three\s+)?(?:half|quarter|third)",
     re.I,
 )
+# What it is not, beside what it is.
+_CONTRAST = re.compile(
+    r",?\s+(?:and\s+)?(?:not|rather than|instead of|unlike|as opposed to)\s+[^,.;\d]*\d[^,;]*?(?=\bbut\b|[,;]|\.(?!\d)|$)", re.I
+)
 _IN_BRACKETS = re.compile(r"(?<![-+*/=^\u00d7\u00f7(])\s\([^()]*(?:\)|$)")
 _BECAUSE = re.compile(r",?\s(?:because|since)\b")
 _NEXT_CLAUSE = re.compile(r"\s-\s(?=\D)|\.\s+(?=[^\W\d])")
@@ -55,6 +59,7 @@ def numbers_in(place: str) -> set[str]:
 
     Of sums and equations only what follows the last ``=`` is read, of a number with an aside only the number.
     """
+    place = without_contrast(place) if re.search(r"\d", without_contrast(place)) else place
     for without_aside in (lambda s: _IN_BRACKETS.sub("", s), lambda s: _BECAUSE.split(s, maxsplit=1)[0]):
         rest = without_aside(place)
         place = rest if re.search(r"\d", rest) else place
@@ -68,6 +73,11 @@ def numbers_in(place: str) -> set[str]:
         return set()
     # A later one that cannot be read is still another one: the place does not state the first alone.
     return {text if value is None else numeral(value) for text, value in found}
+
+
+def without_contrast(sentence: str) -> str:
+    """A sentence without the numbers that it names to say that it is another: "6, not 5", "9 rather than 10"."""
+    return _CONTRAST.sub("", sentence)
 
 
 def written_numbers(place: str) -> list[tuple[str, Fraction | None]]:

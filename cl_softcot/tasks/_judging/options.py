@@ -181,6 +181,17 @@ def without_lists(lines: Sequence[str], options: Mapping[str, str]) -> list[str]
     return kept
 
 
+_WRONG = re.compile(r"\b(?:incorrect|wrong|false|not\s+(?:correct|right|true))\b|[\u274c\u2717\u2718]", re.I)
+_RIGHT = re.compile(r"\b(?:correct|right|true)\b|[\u2705\u2713\u2714]", re.I)
+
+
+def marked_right(lines: Sequence[str], options: Mapping[str, str]) -> str | None:
+    """The one option that a list of them marks as correct, where it marks the others as wrong."""
+    listed = {m[1]: line for line in lines if (m := _LISTED.match(line)) and m[1] in options}
+    right = [letter for letter, line in listed.items() if _RIGHT.search(line) and not _WRONG.search(line)]
+    return right[0] if len(right) == 1 and len(listed) > 2 and sum(map(bool, map(_WRONG.search, listed.values()))) > 1 else None
+
+
 def is_bare_option(line: str, options: Mapping[str, str]) -> bool:
     """Whether a line is an option and nothing else: its letter, its words, or a letter with words."""
     if line.strip(" \t.,;:!\"'()[]{}$").upper() in options or _exactly(line, options):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from cl_softcot.tasks._judging.choices import choices_in, opens_with_answer, word_pattern
 from cl_softcot.tasks._judging.numbers import numbers_in
-from cl_softcot.tasks._judging.options import by_letter, denied, is_bare_option, options_in, without_lists
+from cl_softcot.tasks._judging.options import by_letter, denied, is_bare_option, marked_right, options_in, without_lists
 from cl_softcot.tasks._judging.said import is_blank, is_finished, plain, sentences, turns, without_thoughts
 from cl_softcot.tasks._judging.unmarked_numbers import number_told
-from cl_softcot.tasks._judging.where import places
+from cl_softcot.tasks._judging.where import LEAD, places
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class AnswerKind(ABC):
 _CLOSING = re.compile(
     r"\W*(?:let me know|i hope|hope (?:this|that|it)|feel free|please (?:let|feel|note)|if you (?:have|need|want|would)|good luck"
     r"|great (?:job|question)|well done|you'?re welcome|is there anything|thanks?\b|thank you|have a (?:great|nice|good)|happy to"
-    r"|would you like|do you (?:want|have|need)|best regards|sure[,!.]|of course[,!.]|certainly[,!.]|okay[,!.]?$)",
+    r"|would you like|do you (?:want|have|need)|best regards|(?:sure|of course|certainly|okay)[,!.]?\W*$)",
     re.I,
 )
 _ENUMERATED = re.compile(r"(?:(?:step|part)\s*\d+\s*[:.)-]+|\(?\d{1,2}[.)](?=\s+[^\W\d])|[-*+\u2022\u00b7](?=\s))\s*", re.I)
@@ -101,8 +101,9 @@ def _lines(text: str) -> list[str]:
 
 
 def _plain_line(line: str) -> str:
-    line = plain(line)
-    return _ENUMERATED.sub("", line, count=1) if _ENUMERATED.match(line) else line
+    line = re.sub(r"^(?:sure|of course|certainly|okay|great question|absolutely)[!.]\s+(?=\S)", "", plain(line), flags=re.I)
+    line = _ENUMERATED.sub("", line, count=1) if _ENUMERATED.match(line) else line
+    return "" if LEAD.fullmatch(line) else line
 
 
 # ------------------------------------------------------------------------------------------------------------ kinds
@@ -131,6 +132,9 @@ class Options(AnswerKind):
         return options_in(place, self.options)
 
     def told(self, lines: Sequence[str], raw: Sequence[str]) -> str | None:
+        marked = marked_right(lines, self.options)
+        if marked:
+            return marked
         lines = [re.sub(r"^A\s*:\s*(?=[(\[]?[A-Za-z][)\].]?$)", "", line) for line in without_lists(lines, self.options)]
         if not lines:
             return None

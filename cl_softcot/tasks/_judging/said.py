@@ -76,6 +76,7 @@ def plain(text: str) -> str:
     for _ in range(4):  # nested, as in \boxed{\text{18}}
         text = _LATEX_TEXT.sub(lambda m: f" {'-' if m[1] else ''}{m[2]} ", text)
         text = _FRACTION.sub(_fraction, text)
+    text = re.sub(r"\s+\^", "^", re.sub(r"\^\{(\w+)\}", r"^\1", text))
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])", "*", text)
     text = re.sub(r"\\(?:approx|simeq)(?![A-Za-z])", " about ", text)
     text = re.sub(r"\\(?:quad|qquad|left|right|displaystyle|big|Big|bigl|bigr|dots|ldots)(?![A-Za-z])", " ", text)
@@ -102,7 +103,7 @@ def is_blank(line: str) -> bool:
 
 
 _UNFINISHED = re.compile(
-    r"(?:[,;:=+*/<(\u00d7-]|\\(?:times|cdot|div|frac|text|pm|approx)|\b(?:the|a|an|of|and|or|but|is|are|was|be|to|then|so|with|for|by|in|on|at|from|that|than|her|his|its|their"
+    r"(?:[,;:=+*/<(\u00d7-]|\d\s*x|\\(?:times|cdot|div|frac|text|pm|approx)|\b(?:the|a|an|of|and|or|but|is|are|was|be|to|then|so|with|for|by|in|on|at|from|that|than|her|his|its|their"
     r"|which|who|will|would|has|have|because|since|if|per|each|into|as|not|therefore|thus|hence|equals|makes|costs|total))\s*$",
     re.I,
 )
@@ -110,7 +111,7 @@ _UNFINISHED = re.compile(
 
 def is_finished(line: str) -> bool:
     """Whether a last line ends like a sentence, or with what it says; False where it was cut at a token limit."""
-    return not _UNFINISHED.search(line.rstrip(" \t*_$"))
+    return not _UNFINISHED.search(re.sub(r"(?:\*\*|__|[$_]|(?<=\S)\*)+\s*$", "", line.rstrip()))
 
 
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|rs|no|approx|vs|e\.g|i\.e|etc|fig|eq|al|inc|ltd|u\.s|a\.m|p\.m)\.$", re.I)

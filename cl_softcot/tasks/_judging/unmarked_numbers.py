@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cl_softcot.tasks._judging.numbers import numbers_in, numeral, written_numbers
+from cl_softcot.tasks._judging.numbers import numbers_in, numeral, without_contrast, written_numbers
 from cl_softcot.tasks._judging.said import is_finished, plain, sentences
 
 _CONCLUDES = re.compile(r"=|\b(?:so|thus|hence|therefore|total|in all|altogether)\b", re.I)
@@ -13,6 +13,7 @@ _UNITS = re.compile(r"(?:\s*[-/]?\s*[^\W\d_]+[.\u00b2\u00b3]?){0,3}", re.I)
 _NEAR = re.compile(r"(?:rs|usd|eur|inr|about|approximately|around|roughly|only|just)\b\.?", re.I)
 _CONCLUSION = re.compile(r"\W*(?:so|thus|hence|therefore|total|in all|altogether)\b", re.I)
 _LIST = re.compile(r"\d\S*,\s*(?:and\s+)?\S*\d\S*,\s*(?:and\s+)?\S*\d\S*$")
+_ROW = re.compile(r"(?:\b\d+[.,;)]?\s+){3,}\d+[.,;)]?\s*$")
 _ASIDE = re.compile(r"(?<=[\da-z])\s*\([^()]*\)\s*\.?$")
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|will|would|can|do|does|did|and|or|of|in|on|from|for)\b", re.I)
 
@@ -22,6 +23,8 @@ def number_told(lines: Sequence[str], raw: Sequence[str]) -> str | None:
     if not lines:
         return None
     bare = [_bare_number(line) for line in lines]
+    if _ROW.fullmatch(lines[-1].strip()) and len(numbers_in(lines[-1])) != 1:
+        return None
     if len(lines) > 1 and all(bare):
         return bare[0] if len(set(bare)) == 1 else None
     finished = is_finished(raw[-1]) and (bare[-1] is not None or _ends_like_a_sentence(raw[-1]) or _ends_with_number(lines))
@@ -73,6 +76,7 @@ def _last_number(lines: Sequence[str]) -> str | None:
     if line is None:
         return None
     sentence = next(s for s in reversed(sentences(line)) if re.search(r"\d", s))
+    sentence = without_contrast(sentence)
     names = numbers_in(sentence)
     if len(names) == 1 and written_numbers(sentence):
         return names.pop() if all(v is not None for _, v in written_numbers(sentence)[-1:]) or "=" in sentence else None
@@ -83,7 +87,11 @@ def _last_number(lines: Sequence[str]) -> str | None:
     found = written_numbers(piece)
     if not found or found[-1][1] is None:
         return None
-    if _LIST.search(piece) or (len(found) > 1 and found[-2][1] != found[-1][1] and _are_two(piece, found[-2][0], found[-1][0])):
+    if (
+        _LIST.search(piece)
+        or _ROW.search(line)
+        or (len(found) > 1 and found[-2][1] != found[-1][1] and _are_two(piece, found[-2][0], found[-1][0]))
+    ):
         return None
     return numeral(found[-1][1])
 

@@ -27,7 +27,7 @@ _IS = re.compile(
     r"\s*(?:\bis\b|\bwould be\b|\bwill be\b|\bshould be\b|\bmust be\b|=)\s*:?(?!\s*(?:not\b(?!.*\bbut\b)|n't\b))",
     re.I,
 )
-_LEAD = re.compile(
+LEAD = re.compile(
     r"(?:so|thus|hence|therefore)?[,\s]*(?:the\s+)?(?:final\s+|correct\s+)?answer\b\s*(?:is\b|=|:)?\s*(?:is\b)?\s*:?\s*", re.I
 )
 _SECTION = re.compile(
@@ -50,6 +50,7 @@ class Places:
 
 def places(text: str, named: Named) -> Places:
     """Where the answer stands; ``named`` finds the answers that a line names."""
+    text = _up_to_an_open_box(text)
     hashed, headings = _hashed(text, named)
     colons = [_first_line(text[m.end() :]) for m in _COLON.finditer(text)]
     boxes = [_boxed(text, m.end()) for m in _BOXED.finditer(text)]
@@ -74,7 +75,7 @@ def _first_line(text: str) -> tuple[str, str]:
 
 
 def _without_lead(line: str) -> str:
-    lead = _LEAD.match(line)
+    lead = LEAD.match(line)
     return line[lead.end() :] if lead else line
 
 
@@ -119,7 +120,7 @@ def _answer_of(item: _Hash, named: Named) -> str | None:
     if not item.own:
         return line  # the title stands above it
     numbered = _NUMBERED.fullmatch(line) or re.fullmatch(r"(?:step|part|section)\s*(\d{1,2})\s*[.):-]*\s+(\S.*)", line, re.I)
-    if numbered and (lead := _LEAD.match(numbered[2])) and "answer" in numbered[2][: lead.end()].lower():
+    if numbered and (lead := LEAD.match(numbered[2])) and "answer" in numbered[2][: lead.end()].lower():
         return numbered[2][lead.end() :] or _first_line(item.below)[0]
     if _SECTION.match(line):
         return None
@@ -188,6 +189,19 @@ def _in_order(values: Sequence[str | None]) -> bool:
     """1, 2, 3 or A, B, C."""
     ranks = [int(v) if v and v.isdigit() and len(v) < 4 else ord(v) if v and len(v) == 1 else None for v in values]
     return all(a is not None and b is not None and b - a == 1 for a, b in zip(ranks, ranks[1:], strict=False))
+
+
+def _up_to_an_open_box(text: str) -> str:
+    """A text without a box that is never closed: what stands in it may be the beginning of something."""
+    for match in _BOXED.finditer(text):
+        depth = 1
+        for sign in text[match.end() :]:
+            depth += {"{": 1, "}": -1}.get(sign, 0)
+            if depth == 0:
+                break
+        if depth:
+            return text[: match.start()]
+    return text
 
 
 def _boxed(text: str, start: int) -> str:
