@@ -57,7 +57,7 @@ def device_for(config: Experiment, gpu_memory: float | None, jobs: int = 1) -> D
 def _is_large(config: Experiment) -> bool:
     """Whether a backbone is too large for a processor; no where its size cannot be told."""
     try:
-        return sizes_of(config.backbone.path, config.backbone.trust_remote_code).total > SMALL
+        return sizes_of(config.backbone.path, config.backbone.trust_remote_code, config.backbone.gguf_file).total > SMALL
     except Exception:
         return False
 

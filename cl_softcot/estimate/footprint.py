@@ -91,7 +91,7 @@ def kept_for_backward(method: Any, model_config: Any, plan: Passes) -> tuple[flo
     """
 
     def count() -> tuple[float, float]:
-        mixture = bool(sizes_of(model_config.path, model_config.trust_remote_code).stacks)
+        mixture = bool(sizes_of(model_config.path, model_config.trust_remote_code, model_config.gguf_file).stacks)
         whole = model_config.dtype == "float32"
         # The product over experts that can be traced is the one in half precision.
         traced = model_config.model_copy(update={"dtype": "bfloat16"}) if mixture and whole else model_config
@@ -101,7 +101,7 @@ def kept_for_backward(method: Any, model_config: Any, plan: Passes) -> tuple[flo
         two = _kept_at_full_depth(method, traced, plan, 2)
         copies, each = max(0.0, 2 * one - two), two - one
         if method.strategy.learns_as.writes_weights and mixture:  # traced in half precision as a whole
-            layers = sizes_of(model_config.path, model_config.trust_remote_code).layers
+            layers = sizes_of(model_config.path, model_config.trust_remote_code, model_config.gguf_file).layers
             copies = 0.0 if whole else 2.0 * layers * len(plan.pieces)
         return (2 * copies, 2 * each) if whole else (copies, each)
 
@@ -110,7 +110,10 @@ def kept_for_backward(method: Any, model_config: Any, plan: Passes) -> tuple[flo
 
 
 def _kept_at_full_depth(method: Any, model_config: Any, plan: Passes, batch_size: int) -> float:
-    depth, step = sizes_of(model_config.path, model_config.trust_remote_code).depth, 2 * period(_config(model_config))
+    depth, step = (
+        sizes_of(model_config.path, model_config.trust_remote_code, model_config.gguf_file).depth,
+        2 * period(_config(model_config)),
+    )
     if depth <= 2 * step or depth % 2:  # halves of an odd depth do not continue in a straight line
         return _kept(method, model_config, plan, batch_size, None)
     small, large = (_kept(method, model_config, plan, batch_size, n) for n in (step, 2 * step))
@@ -118,7 +121,7 @@ def _kept_at_full_depth(method: Any, model_config: Any, plan: Passes, batch_size
 
 
 def _config(model_config: Any) -> Any:
-    return architecture(model_config.path, trust_remote_code=model_config.trust_remote_code)
+    return architecture(model_config.path, trust_remote_code=model_config.trust_remote_code, gguf_file=model_config.gguf_file)
 
 
 def _kept(method: Any, model_config: Any, plan: Passes, batch_size: int, layers: int | None) -> float:
@@ -194,9 +197,9 @@ def footprint_of(config: Any, method: Any, text: TextLengths, *, device: str = "
         UserError: the shape of a model is not known.
     """
     train, backbone = config.train_for(method), config.backbone
-    sizes = sizes_of(backbone.path, backbone.trust_remote_code)
+    sizes = sizes_of(backbone.path, backbone.trust_remote_code, backbone.gguf_file)
     helper = assistant_of(config, method)
-    assistant = helper and sizes_of(helper.path, helper.trust_remote_code)
+    assistant = helper and sizes_of(helper.path, helper.trust_remote_code, helper.gguf_file)
     trained = trained_numbers(method, backbone, assistant.width if assistant else None)
     memory = Footprint({}, {}, RUNTIME[device], FRAGMENTS[device], trained.total)
     memory.stays = _what_stays(config, method, sizes, assistant, trained, gpus)

@@ -53,7 +53,7 @@ def passes_paid(config: Experiment, method: MethodConfig, text: TextLengths, par
     thing that is trained, 2 for those of the weights that are.
     """
     helper = assistant_of(config, method)
-    width = sizes_of(helper.path, helper.trust_remote_code).width if helper else None
+    width = sizes_of(helper.path, helper.trust_remote_code, helper.gguf_file).width if helper else None
     trained = trained_numbers(method, config.backbone, width)
     inside = trained.backbone + trained.adapters
     phase = method.reasoning.cls(method.reasoning.settings).final_phase()
@@ -97,4 +97,4 @@ def runs_here(config: Experiment) -> bool:
         return True
     if torch.cuda.is_available() or not (Path(config.backbone.path).expanduser() / "tokenizer.json").is_file():
         return False
-    return sizes_of(config.backbone.path).total <= SMALL
+    return sizes_of(config.backbone.path, config.backbone.trust_remote_code, config.backbone.gguf_file).total <= SMALL

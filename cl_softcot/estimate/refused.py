@@ -10,7 +10,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from cl_softcot.config.experiment import Experiment
 from cl_softcot.errors import UserError
-from cl_softcot.models.loading import resolve
+from cl_softcot.models.adapter import adapter_folder
+from cl_softcot.models.loading import located
 from cl_softcot.models.shapes import architecture
 
 _WEIGHTS = ("*.safetensors", "*.gguf")
@@ -26,8 +27,12 @@ def refused_models(config: Experiment) -> list[str]:
 
 def _refused(model: Any) -> str | None:
     try:
-        folder = resolve(model.path)
-        shape = architecture(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        folder, gguf = located(model.path, model.gguf_file)
+        shape = architecture(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, gguf_file=model.gguf_file
+        )
+        if model.adapter and Path(model.adapter).expanduser().exists():
+            adapter_folder(model.adapter)
     except UserError as error:
         return str(error)
     except Exception as error:  # the library's own are of many kinds
@@ -35,7 +40,7 @@ def _refused(model: Any) -> str | None:
     if not model.trust_remote_code and type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = getattr(shape, "model_type", None) or type(shape).__name__
         return f"{model.path}: a model of the kind {kind!r} is no causal language model that transformers knows"
-    if folder is None or model.path.startswith("builtin:"):
+    if folder is None or gguf is not None or model.path.startswith("builtin:"):
         return None
     if model.init != "random" and not _holds(folder, _WEIGHTS):
         return f"{model.path}: the folder holds no weights: there is no *.safetensors in it"

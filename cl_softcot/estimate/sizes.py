@@ -50,9 +50,9 @@ class Sizes:
 
 
 @cache
-def sizes_of(path: str, trust_remote_code: bool = False) -> Sizes:
+def sizes_of(path: str, trust_remote_code: bool = False, gguf_file: str | None = None) -> Sizes:
     """Sizes of a model by its path or hub id. UserError where its shape is not known."""
-    config = architecture(path, trust_remote_code=trust_remote_code)
+    config = architecture(path, trust_remote_code=trust_remote_code, gguf_file=gguf_file)
     with without_memory():
         model = Unloaded(config, torch.bfloat16, None)
         layers = [sum(p.numel() for p in layer.parameters()) for layer in model.layers]
@@ -103,7 +103,7 @@ def what_is_left_out(method: Any, model_config: Any) -> str | None:
 def prepared(method: Any, model_config: Any, layers: int | None = None) -> tuple[Any, Parts]:
     """The method's strategy, prepared on a backbone without numbers and a reasoning that is not built. Use inside of
     ``without_memory``."""
-    config = architecture(model_config.path, trust_remote_code=model_config.trust_remote_code)
+    config = architecture(model_config.path, trust_remote_code=model_config.trust_remote_code, gguf_file=model_config.gguf_file)
     attention = model_config.attention or ("eager" if model_config.path.startswith("builtin:") else None)
     backbone = Unloaded(config, getattr(torch, model_config.dtype), attention, layers, model_config.path)
     backbone.quantized = bool(model_config.quantization)
@@ -123,7 +123,7 @@ def trained_numbers(method: Any, model_config: Any, assistant_width: int | None)
     """What a method trains, asked of its strategy and its reasoning."""
     if not method.strategy.cls.trains:
         return Trained(0, 0, 0)
-    width = sizes_of(model_config.path, model_config.trust_remote_code).width
+    width = sizes_of(model_config.path, model_config.trust_remote_code, model_config.gguf_file).width
     owned = method.reasoning.cls.owned_numbers(method.reasoning.settings, width, assistant_width)
     inside: Trained = once(("trained", method.strategy, model_config.path), lambda: _without_the_reasoning(method, model_config))
     return replace(inside, owned=owned)

@@ -69,9 +69,9 @@ def hours_of(config: Any, method: Any, texts: Mapping[str, TextLengths], gpu: Gp
     Raises:
         UserError: the shape of a model is not known.
     """
-    sizes = sizes_of(config.backbone.path, config.backbone.trust_remote_code)
+    sizes = sizes_of(config.backbone.path, config.backbone.trust_remote_code, config.backbone.gguf_file)
     helper = assistant_of(config, method)
-    width = sizes_of(helper.path, helper.trust_remote_code).width if helper else None
+    width = sizes_of(helper.path, helper.trust_remote_code, helper.gguf_file).width if helper else None
     trained = trained_numbers(method, config.backbone, width)
     names = [task.name for task in config.tasks]
     training = sum(_turn_seconds(config, method, sizes, trained, texts[name], gpu) for name in names) if trained.total else 0.0
@@ -82,7 +82,7 @@ def hours_of(config: Any, method: Any, texts: Mapping[str, TextLengths], gpu: Gp
 
 def base_hours(config: Any, texts: Mapping[str, TextLengths], gpu: Gpu = H100) -> float:
     """The base's own answers to everything: once an experiment, shared by all runs."""
-    sizes = sizes_of(config.backbone.path, config.backbone.trust_remote_code)
+    sizes = sizes_of(config.backbone.path, config.backbone.trust_remote_code, config.backbone.gguf_file)
     return sum(_all_answers_seconds(config, None, sizes, texts, gpu, tasks=1, families=1, drift=1)) / 3600
 
 
@@ -197,7 +197,7 @@ def _assistant_seconds(config: Any, method: Any, text: TextLengths, gpu: Gpu) ->
     helper = assistant_of(config, method)
     if helper is None:
         return 0.0
-    sizes = sizes_of(helper.path, helper.trust_remote_code)
+    sizes = sizes_of(helper.path, helper.trust_remote_code, helper.gguf_file)
     train = config.train_for(method)
     questions = config.evaluate.test + (train.examples if method.strategy.cls.trains else 0)
     flops = gpu.fp32_flops if helper.dtype == "float32" else gpu.half_flops

@@ -496,7 +496,7 @@ def test_a_dry_run_tells_by_its_status_what_does_not_fit(tmp_path, capsys):
         ("EMPTY", "holds no model"),
         ("WEIGHTLESS", "holds no weights"),
         ("TEXTLESS", "holds no tokenizer"),
-        ("TORN", "cannot be read"),
+        ("TORN", "not valid JSON"),
         ("vit", "no causal language model"),
         ("mamba", "untouched"),
     ],

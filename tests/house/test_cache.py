@@ -155,8 +155,9 @@ def test_other_weights_are_other_entries_wherever_the_model_lies(tmp_path, passe
     assistant = words_model(tmp_path, "here")
     prompts = prompts_of(assistant, 5)
     found = states_of(assistant, prompts=prompts)
+    there = words_model(tmp_path, "there")
     passes.clear()
-    assert same(found, states_of(words_model(tmp_path, "there"), prompts=prompts)) and passes == []
+    assert same(found, states_of(there, prompts=prompts)) and passes == []
     drawn = states_of(assistant.randomised(0), prompts=prompts)
     assert passes and not torch.equal(drawn[0], found[0])
     passes.clear()
