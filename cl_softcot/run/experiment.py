@@ -405,6 +405,12 @@ def _in_short(result: RunRecord) -> dict[str, Any]:
     return short | {section: {view: data[section][view][-1] for view in VIEWS} for section in ("retention", "drift")}
 
 
+def _model_named(model: Any) -> str:
+    """A model by its path, its file there, and the adapter that is merged into it."""
+    file = f"/{model.gguf_file}" if model.gguf_file else ""
+    return f"{model.path}{file}" + (f" with {model.adapter}" if model.adapter else "")
+
+
 def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
     """What a person compares runs by."""
     method = config.method(spec.method)
@@ -412,8 +418,8 @@ def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
         "method": spec.method,
         "order": spec.order,
         "seed": spec.seed,
-        "backbone": config.backbone.path,
-        "assistant": config.assistant.path if config.assistant else "none",
+        "backbone": _model_named(config.backbone),
+        "assistant": _model_named(config.assistant) if config.assistant else "none",
         "reasoning": method.reasoning.model_dump(mode="json"),
         "strategy": method.strategy.model_dump(mode="json"),
         "per_task": method.per_task.routing if method.per_task else "none",
@@ -421,6 +427,7 @@ def _params(config: Experiment, spec: RunSpec) -> dict[str, Any]:
         "train": config.train_for(method).model_dump(mode="json"),
         "evaluate.split": config.evaluate.split,
         "evaluate.test": config.evaluate.test,
+        "evaluate.reading": config.evaluate.reading,
     }
 
 
