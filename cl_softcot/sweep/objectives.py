@@ -45,12 +45,13 @@ def _summary_names(config: Experiment) -> list[str]:
     from cl_softcot.metrics.flips import CATALOGUE as FLIPS
     from cl_softcot.metrics.matrix import summary
     from cl_softcot.metrics.own import find_metrics
+    from cl_softcot.metrics.unanswered import CATALOGUE as UNANSWERED
 
     shortest = min(map(len, config.orders.values()))
     some_matrix = [[0.5] * shortest for _ in range(shortest + 1)]
     of_matrix = [name for name, value in summary(some_matrix).items() if value is not None]
     own = [metric.name for metric in find_metrics(config.evaluate.metrics)]
-    return of_matrix + own + [name for name in FLIPS if shortest > 1 or name.endswith("since_base")]
+    return [*of_matrix, *own, *UNANSWERED] + [name for name in FLIPS if shortest > 1 or name.endswith("since_base")]
 
 
 def is_known(name: str, config: Experiment) -> bool:

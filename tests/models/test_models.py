@@ -638,7 +638,7 @@ def test_a_copy_that_shares_weights_leaves_them_alone(llama_folder):
 def test_a_broken_marker_file_is_told(tmp_path):
     folder = save_words_model(tmp_path / "m")
     (folder / "cl_softcot.json").write_text("{not json")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         load_language_model(str(folder))
     (folder / "cl_softcot.json").write_text(json.dumps({k: v for k, v in MARKER.items() if k != "instructions"}))
     with pytest.raises(UserError, match="instructions"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+import parity_fakes
 import pytest
 import torch
 from parity_fakes import DTYPES, IdTokenizer, encoded, losses_of_four_steps, names, needs_fixtures, recorded, tensors, watching
@@ -24,6 +25,7 @@ from cl_softcot.tasks.base import Example
 from strategies.full_finetune import FullFinetune
 
 pytestmark = needs_fixtures
+_made_up_tokens = parity_fakes._made_up_tokens
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
 
 
@@ -326,7 +328,7 @@ def ours(parts: Parts, found: dict, max_new_tokens: int):
 def test_greedy_answers(dtype, numbers):
     """All four at once, with 3, 3, 1 and no thoughts; the original decodes one at a time."""
     found = list(prompts(numbers).values())
-    parts = official_model(dtype, "table", eos=-1)
+    parts = official_model(dtype, "table", eos=258)
     written = generate(parts.reasoning, parts, [encoded(f["prompt"], len(f["prompt"])) for f in found], 10)
     assert [g.ids for g in written] == [continuation(f, "no_eos") for f in found]
     assert [g.forward_passes for g in written] == [4 + 9] * 4  # rows of a batch think side by side

@@ -7,6 +7,7 @@ real places. HF's Llama rounds to fp32 inside (norms, rotary angles), so fp64 ag
 
 from __future__ import annotations
 
+import parity_fakes
 import pytest
 import torch
 from parity_fakes import DTYPES, IdTokenizer, encoded, losses_of_four_steps, names, needs_fixtures, recorded, tensors, watching
@@ -20,6 +21,7 @@ from cl_softcot.reasoning.softcot import Softcot
 from strategies.frozen_backbone import FrozenBackbone
 
 pytestmark = needs_fixtures
+_made_up_tokens = parity_fakes._made_up_tokens
 TOLERANCE = 1e-5
 
 

@@ -124,12 +124,18 @@ def test_every_number_follows_from_what_is_kept(kept, report):
     assert {f"study-{name}" for name in of} <= tables
 
 
+def _anywhere(page: bytes) -> bytes:
+    """A page without the places of its study, which commands name."""
+    return re.sub(rb" output_dir=[^\s<]+|/\S*/(?=study\b)", b"", page)
+
+
 def test_a_report_of_kept_results_says_the_same(kept, report, study):
     """To the letter, and question by question too: what is kept of the answers is enough."""
     assert not problems(study / "report")
     for path in sorted((study / "report").rglob("*")):
         if path.is_file() and path.name != "report.json":
-            assert (report / path.relative_to(study / "report")).read_bytes() == path.read_bytes(), path.name
+            again = (report / path.relative_to(study / "report")).read_bytes()
+            assert _anywhere(again) == _anywhere(path.read_bytes()), path.name
     again, before, beside = (read_report(folder) for folder in (report, study / "report", kept))
     assert again["numbers"] == before["numbers"] == beside["numbers"]
     assert [found["studies"][0].pop("folder") for found in (again, before, beside)] == ["../study", "..", "."]
