@@ -94,7 +94,11 @@ def _run(python: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def _main() -> int:
-    said = mend_environment()
+    try:
+        said = mend_environment()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
     if said:
         print(said)
     return 0
