@@ -473,6 +473,9 @@ def _plain(cell: str) -> str:
     return re.sub(r"\s+", " ", cell).strip()
 
 
+_UNESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
+
+
 def _markdown_tables(text: str) -> list[tuple[str, list[list[str]]]]:
     found, title = [], ""
     for line in text.splitlines():
@@ -481,7 +484,7 @@ def _markdown_tables(text: str) -> list[tuple[str, list[list[str]]]]:
             found.append((title, []))
         elif line.startswith("| ") and found and not re.fullmatch(r"(\| -+:? )+\|", line):
             cells = re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))
-            found[-1][1].append([_plain(cell.replace("\\|", "|")) for cell in cells])
+            found[-1][1].append([_plain(_UNESCAPED.sub(r"\1", cell)) for cell in cells])
     return [(title, rows) for title, rows in found if rows]
 
 

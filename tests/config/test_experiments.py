@@ -83,11 +83,12 @@ def test_it_is_valid(path):
 def test_its_dry_run_works_offline(path, dry_runs):
     status, text, _ = dry_runs[str(path)]
     config = load_experiment(path).config
-    assert status == 0
     if made_on_the_spot(path):  # nothing is known of the model before it is there, and that is said
-        assert f"memory: the shape of '{config.backbone.path}' is not known" in text and "models.scratch" in text
+        assert status == 4 and "cannot run: backbone: " in text
+        assert f"the shape of '{config.backbone.path}' is not known" in text and "models.scratch" in text
         assert all(re.search(rf"^  {re.escape(method.name)} ", text, re.M) for method in config.methods)
         return
+    assert status == 0
     for method in config.methods:
         assert len(re.findall(rf"^  {re.escape(method.name)} ", text, re.M)) == 2, text  # its budget, and its memory
     assert re.search(r"about [\d.]+ (GPU hours|minutes|seconds) in all", text)

@@ -238,7 +238,7 @@ def test_slurm_jobs_that_are_requeued_and_warned(here, slurm, hold, capsys):
     assert re.search(r"gpus=[0-3]\b", told(here))
     assert main(["status", "sweeps/s"]) == 0
     looked = capsys.readouterr().out
-    assert "4/4 complete" in looked and "jobs: none" in looked
+    assert "4/4 complete" in looked and "the sweep is over" in looked and "jobs:" not in looked
 
 
 @pytest.mark.slurm
