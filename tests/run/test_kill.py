@@ -16,7 +16,7 @@ pytestmark = [
 
 def test_killed_started_again_and_started_twice(tmp_path):
     one = {**kill_test.EXPERIMENT, "methods": kill_test.EXPERIMENT["methods"][1:]}
-    trials = kill_test.run(4, 3, tmp_path / "work", pairs=1, experiment=one)
+    trials = kill_test.run(2, 3, tmp_path / "work", pairs=1, experiment=one)
     assert {trial.kind for trial in trials} == {"killed", "two starts on one folder", "two runs on one cache"}
     assert [trial.problems for trial in trials] == [[]] * len(trials)
 

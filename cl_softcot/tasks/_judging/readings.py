@@ -78,10 +78,17 @@ class AnswerKind(ABC):
         if any(map(self.partly, where.found)) or (where.ends and where.found):
             return Found(None, settled=True)
         raw = _lines(where.rest)
-        answer = self.told([line for line in map(_plain_line, raw) if line], raw)
+        lines = [line for line in map(_plain_line, raw) if line]
+        answer = None if lines and _REFUSES.search(lines[-1]) else self.told(lines, raw)
         return Found(answer, settled=answer is not None)
 
 
+_REFUSES = re.compile(
+    r"\b(?:impossible|not possible|unable|cannot|can't|could not|couldn't)\s+(?:\w+\s+){0,3}?"
+    r"(?:determined?|answer(?:ed)?|say|tell|solved?|calculated?|known?|find|figure)\b"
+    r"|\b(?:not enough|insufficient)\s+(?:information|data|facts)\b",
+    re.I,
+)
 _CLOSING = re.compile(
     r"\W*(?:let me know|i hope|hope (?:this|that|it)|feel free|please (?:let|feel|note)|if you (?:have|need|want|would)|good luck"
     r"|great (?:job|question)|well done|you'?re welcome|is there anything|thanks?\b|thank you|have a (?:great|nice|good)|happy to"
